@@ -110,6 +110,7 @@ class SpanColumns:
 
         def empty_lists(column: str) -> Array:
             kind = self.schema.field(column).type
+            assert kind.value_type is not None  # noqa: S101 - it is a list, by span_schema
             fields = list(kind.value_type.fields)
             values = struct_array([Array([], field.type) for field in fields], fields=fields)
             return list_array(Array([0] * (rows + 1), self._int32), values, type=kind)
