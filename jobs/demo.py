@@ -1,9 +1,9 @@
 """`make demo`: labelled payments into memory, later ones judged over gRPC, and what came of it.
 
-Payments of the simulator's first 60 days are remembered with their labels; those after a pause of 7
-days are judged by the agent `fraud_detector` of a running server (`--target`), or of one started for
-the occasion. The payments are stored through the data directory, so a server named by `--target`
-must use the same one, or both the same `LAKEMESH_POSTGRES_DSN`.
+Payments of the simulator's first 60 days are remembered with their labels; those after a pause of
+7 days are judged by the agent `fraud_detector` of a running server (`--target`), or of one started
+for the occasion. The payments are stored through the data directory, so a server named by
+`--target` must use the same one, or both the same `LAKEMESH_POSTGRES_DSN`.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def report(run: Run) -> str:
         return "\n".join([*lines, "no payment was judged"])
     labels = [one.transaction.is_fraud for one in run.scored]
     if 0 < sum(labels) < len(labels):
-        ranking = rank(labels, [one.score for one in run.scored])
+        ranking = rank(labels, [one.judgement.score for one in run.scored])
         lines += [
             f"average precision       {ranking.average_precision:.3f}"
             f"   (chance: {ranking.base_rate:.3f})",
@@ -124,12 +124,12 @@ def report(run: Run) -> str:
             f"{without:,} calls found no memories: does the server use the same data directory?"
         )
     lines += ["", "the most suspicious payments"]
-    for one in sorted(run.scored, key=lambda one: -one.score)[:10]:
-        data = one.transaction.data
+    for one in sorted(run.scored, key=lambda one: -one.judgement.score)[:10]:
+        data, said = one.transaction.data, one.judgement
         truth = "fraud" if one.transaction.is_fraud else "legitimate"
         lines.append(
             f"  {data['transaction_id']}  {data['amount']:>9,.2f}  {data['merchant']:<22}"
-            f" score {one.score:.4f}  {one.decision:<10}  in truth {truth:<10}  {one.reasons[0]}"
+            f" score {said.score:.4f}  {said.decision:<10}  in truth {truth:<10}  {said.reasons[0]}"
         )
     return "\n".join(lines)
 

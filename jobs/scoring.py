@@ -6,10 +6,13 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
+from google.protobuf.json_format import MessageToDict
 from tqdm import tqdm
 
+from lakemesh.agents.fraud_detector import Judgement
 from lakemesh.api.agent.v1 import request_response_pb2, service_pb2_grpc
 from lakemesh.jobs.transactions import LabelledTransaction
 
@@ -22,9 +25,7 @@ class Scored:
     """One payment and what the agent said of it."""
 
     transaction: LabelledTransaction
-    score: float
-    decision: str
-    reasons: tuple[str, ...]
+    judgement: Judgement
     memory: str
     """Whether memory was `used`, `empty` or `unavailable`."""
     seconds: float
@@ -59,7 +60,7 @@ async def score_all(
     async with grpc.aio.insecure_channel(target) as channel:
         execute = service_pb2_grpc.AgentServiceStub(channel).Execute
 
-        async def work(bar: tqdm[None]) -> None:
+        async def work(bar: tqdm[Any]) -> None:
             for transaction in waiting:
                 request = request_response_pb2.ExecuteRequest(agent_name=agent)
                 request.data.update(transaction.data)
@@ -71,17 +72,9 @@ async def score_all(
                     failures[name] = failures.get(name, 0) + 1
                 else:
                     took = time.perf_counter() - began
-                    result = answer.result
-                    scored.append(
-                        Scored(
-                            transaction,
-                            float(result["score"]),
-                            str(result["decision"]),
-                            tuple(str(reason) for reason in result["reasons"]),
-                            answer.metadata.get("memory", ""),
-                            took,
-                        )
-                    )
+                    memory = answer.metadata.get("memory", "")
+                    found = Judgement.model_validate(MessageToDict(answer.result))
+                    scored.append(Scored(transaction, found, memory, took))
                 bar.update()
 
         began = time.perf_counter()

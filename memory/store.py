@@ -95,6 +95,38 @@ class ManagedMemory(MemoryStore, Protocol):
         ...
 
 
+class BoundMemory:
+    """A store seen by one agent: it writes and finds that agent's memories only."""
+
+    __slots__ = ("_agent_id", "_store")
+
+    def __init__(self, store: MemoryStore, agent_id: str) -> None:
+        self._store = store
+        self._agent_id = agent_id
+
+    async def store(
+        self, text: str, metadata: Mapping[str, Any] | None = None, agent_id: str = ""
+    ) -> str:
+        self._check(agent_id)
+        return await self._store.store(text, metadata, self._agent_id)
+
+    async def retrieve(
+        self,
+        query: str,
+        agent_id: str | None = None,
+        top_k: int = 5,
+        filter: Mapping[str, Any] | None = None,
+    ) -> list[Memory]:
+        self._check(agent_id or "")
+        return await self._store.retrieve(query, self._agent_id, top_k, filter)
+
+    def _check(self, agent_id: str) -> None:
+        if agent_id and agent_id != self._agent_id:
+            raise InvalidMemory(
+                "agent_id", f'this memory belongs to "{self._agent_id}"; leave it out or name that'
+            )
+
+
 def check_text(name: str, text: object) -> str:
     """`text` when it can be stored and found again, else InvalidMemory naming `name`."""
     if not isinstance(text, str):
