@@ -153,7 +153,7 @@ def _fit_card(
     curves: dict[str, tuple[float, ...]], features: list[Features], labels: Any
 ) -> dict[str, Any]:
     """Logistic regression on ramps: each weight is the rise of a curve between two knots."""
-    from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
+    from sklearn.linear_model import LogisticRegression
 
     blocks = []
     for name, knots in curves.items():
@@ -257,7 +257,7 @@ def _thresholds(log_odds: Any, labels: Any) -> dict[str, float]:
 def _baselines(
     past: list[LabelledTransaction], future: list[LabelledTransaction]
 ) -> dict[str, Ranking]:
-    from sklearn.ensemble import (  # type: ignore[import-untyped]
+    from sklearn.ensemble import (
         GradientBoostingClassifier,
         HistGradientBoostingClassifier,
     )
