@@ -8,7 +8,7 @@ from typing import Any
 
 import pydantic
 from google.protobuf import json_format
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from lakemesh.agents.base import CriticalPathAgent
@@ -123,7 +123,9 @@ def _message_parser(kind: type[Message]) -> Callable[[dict[str, Any]], Any]:
         if violations:
             raise _invalid(
                 FieldError(
-                    _path(tuple(e.field_name for e in v.proto.field.elements if v.proto.field)),
+                    _path(tuple(e.field_name for e in v.proto.field.elements))
+                    if v.proto.field
+                    else "data",
                     v.proto.message,
                 )
                 for v in violations
@@ -178,7 +180,7 @@ _WELL_KNOWN: dict[str, JsonSchema] = {
 }
 
 
-def message_schema(descriptor: Descriptor) -> JsonSchema:
+def message_schema(descriptor: Any) -> JsonSchema:
     """JSON Schema of a message's protojson form; nested messages under `$defs`."""
     definitions: dict[str, JsonSchema] = {}
     root = _object_schema(descriptor, definitions)
@@ -186,7 +188,7 @@ def message_schema(descriptor: Descriptor) -> JsonSchema:
     return root | ({"$defs": definitions} if definitions else {})
 
 
-def _object_schema(descriptor: Descriptor, definitions: dict[str, JsonSchema]) -> JsonSchema:
+def _object_schema(descriptor: Any, definitions: dict[str, JsonSchema]) -> JsonSchema:
     return {
         "type": "object",
         "title": descriptor.name,

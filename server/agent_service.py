@@ -35,7 +35,7 @@ class AgentService(service_pb2_grpc.AgentServiceServicer):
     def __init__(self, runtime: AgentRuntime) -> None:
         self._runtime = runtime
 
-    async def ListAgents(  # type: ignore[override]
+    async def ListAgents(
         self, request: request_response_pb2.ListAgentsRequest, context: Call
     ) -> request_response_pb2.ListAgentsResponse:
         agents = self._runtime.registry.all()
@@ -49,13 +49,13 @@ class AgentService(service_pb2_grpc.AgentServiceServicer):
             count=len(agents),
         )
 
-    async def GetAgent(  # type: ignore[override]
+    async def GetAgent(
         self, request: request_response_pb2.GetAgentRequest, context: Call
     ) -> request_response_pb2.GetAgentResponse:
         found = self._runtime.registry.get(request.name)
         return request_response_pb2.GetAgentResponse(agent=_described(found))
 
-    async def Execute(  # type: ignore[override]
+    async def Execute(
         self, request: request_response_pb2.ExecuteRequest, context: Call
     ) -> request_response_pb2.ExecuteResponse:
         answer = await self._runtime.execute(
@@ -66,7 +66,7 @@ class AgentService(service_pb2_grpc.AgentServiceServicer):
         )
         return self._response(answer)
 
-    async def ExecuteStream(  # type: ignore[override]
+    async def ExecuteStream(
         self, request: request_response_pb2.ExecuteStreamRequest, context: Call
     ) -> AsyncGenerator[request_response_pb2.ExecuteStreamResponse, None]:
         events = self._runtime.stream(

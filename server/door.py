@@ -23,8 +23,8 @@ def refuse_uncarryable(message: Message, path: str = "") -> None:
         return
     if kind in (_VALUE, _LIST):
         holder = struct_pb2.Struct()
-        field = holder.fields["value"]
-        (field if kind == _VALUE else field.list_value).MergeFromString(message.SerializeToString())
+        inner = holder.fields["value"]
+        (inner if kind == _VALUE else inner.list_value).MergeFromString(message.SerializeToString())
         try:
             struct_to_dict(holder, "")
         except NotCarryable as refused:

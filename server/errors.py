@@ -111,7 +111,7 @@ def retry_after(error: StatusError) -> int | None:
     for detail in error.details:
         if isinstance(detail, error_details_pb2.RetryInfo):
             delay = detail.retry_delay
-            return max(1, delay.seconds + (delay.nanos > 0))
+            return max(1, int(delay.seconds) + (delay.nanos > 0))
     return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
@@ -265,13 +265,9 @@ def _field_path(violation: Any) -> str:
 
 async def _from_thread(answers: Any) -> AsyncGenerator[Message, None]:
     """A plain generator's messages, each made in a thread."""
-    end = object()
-    iterator = iter(answers)
+    iterator: Iterator[Message] = iter(answers)
     try:
-        while True:
-            answer = await asyncio.to_thread(next, iterator, end)
-            if answer is end:
-                return
+        while (answer := await asyncio.to_thread(next, iterator, None)) is not None:
             yield answer
     finally:
         close = getattr(iterator, "close", None)
