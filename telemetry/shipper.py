@@ -141,12 +141,15 @@ class Shipper:
         self._flush_to = max(self._flush_to, target)
         self._wake.set()
         with self._progress:
-            return self._progress.wait_for(lambda: self._shipped_to() >= target, timeout)
+            self._progress.wait_for(lambda: self._stop or self._shipped_to() >= target, timeout)
+            return self._shipped_to() >= target
 
     def stop(self, timeout: float) -> None:
         """Ends the thread after the batch it is at; waits for that at most timeout seconds."""
         self._stop = True
         self._wake.set()
+        with self._progress:
+            self._progress.notify_all()
         thread = self._thread
         if thread is not None:
             thread.join(timeout)
