@@ -44,7 +44,7 @@ bench: env-dev ## Print the benchmark table
 	$(BIN)/python -m benchmarks
 
 demo: env-dev ## Score real transactions through a running or freshly started server
-	$(BIN)/python -m examples.demo
+	$(BIN)/python -m lakemesh.jobs.demo
 
 train: env-dev ## Train the fraud scorer's weights from the simulator's transactions
 	$(BIN)/python -m lakemesh.jobs.train_fraud
