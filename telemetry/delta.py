@@ -62,6 +62,7 @@ class LocalTable:
     ) -> None:
         """plain_columns are those without repeated values, which a dictionary would only slow."""
         self.path = path
+        self._lock_path = path.parent / f".{path.name}.lock"
         self._schema = schema
         self._configuration = {**_CONFIGURATION, **(configuration or {})}
         self._plain_columns = tuple(plain_columns)
@@ -115,7 +116,7 @@ class LocalTable:
         """
         if self._appended < COMPACT_AFTER_FILES or not self.path.exists():
             return
-        with _exclusive(self.path.parent / f".{self.path.name}.maintenance") as mine:
+        with _exclusive(self._lock_path) as mine:
             self._appended = 0
             if not mine:
                 return
@@ -148,27 +149,34 @@ class LocalTable:
         if self._table is None:
             from deltalake import DeltaTable
 
-            if not (self.path / "_delta_log").is_dir():
+            if not _exists(self.path):
                 self.path.mkdir(parents=True, exist_ok=True)
-                # Two workers may come here at once; "ignore" makes the second one open.
-                DeltaTable.create(
-                    str(self.path),
-                    schema=self._schema,
-                    mode="ignore",
-                    configuration=self._configuration,
-                    raise_if_key_not_exists=False,
-                )
+                # delta-rs' "ignore" looks first and commits then: two workers that start together
+                # would both commit the table's metadata and upset each other's first appends.
+                with _exclusive(self._lock_path, wait=True):
+                    if not _exists(self.path):
+                        DeltaTable.create(
+                            str(self.path),
+                            schema=self._schema,
+                            mode="ignore",
+                            configuration=self._configuration,
+                            raise_if_key_not_exists=False,
+                        )
             self._table = DeltaTable(str(self.path))
         return self._table
 
 
+def _exists(path: Path) -> bool:
+    return any((path / "_delta_log").glob("[0-9]*"))
+
+
 @contextlib.contextmanager
-def _exclusive(path: Path) -> Iterator[bool]:
-    """Holds a lock file for the block; False when another process holds it."""
+def _exclusive(path: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Holds a lock file for the block; False when another process holds it and we do not wait."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError:
             yield False
         else:
@@ -196,7 +204,7 @@ def read_snapshot(path: Path) -> TableSnapshot | None:
         ValueError: the table uses a feature plain Parquet readers cannot honour.
         Exception: its log cannot be read.
     """
-    if not any((path / "_delta_log").glob("*.json")):
+    if not _exists(path):
         return None
     from arro3.core import Table
     from deltalake import DeltaTable

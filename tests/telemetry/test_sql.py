@@ -101,7 +101,7 @@ def test_the_seeds_error_rate_runs_unchanged(data_dir: Path) -> None:
               '"main"."agents"."traces"', "MAIN . agents\n. traces"],
 )  # fmt: skip
 def test_a_table_answers_to_each_form_of_its_name(data_dir: Path, table: str) -> None:
-    assert query(data_dir, "SELECT count(*) FROM " + table).rows == ((31,),)
+    assert query(data_dir, f"FROM {table} SELECT count(*)").rows == ((31,),)
 
 
 def test_a_column_may_be_named_in_full(data_dir: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_query_may_repeat_a_column_and_hold_times_within(data_dir: Path) -> No
 
 @pytest.mark.parametrize("table", sorted(EMPTY_TABLES))
 def test_a_table_nobody_has_written_yet_is_empty(tmp_path: Path, table: str) -> None:
-    assert query(tmp_path, "SELECT * FROM main.agents." + table).rows == ()
+    assert query(tmp_path, f"FROM main.agents.{table}").rows == ()
 
 
 def test_the_seeds_queries_answer_before_the_first_span(tmp_path: Path) -> None:
