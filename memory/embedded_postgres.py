@@ -54,6 +54,7 @@ _SERVER_SETTINGS = (
     "shared_buffers=128MB",
     "maintenance_work_mem=128MB",
     "jit=off",
+    "autovacuum_naptime=10s",
     "log_min_messages=warning",
     "log_checkpoints=off",
 )

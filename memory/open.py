@@ -44,12 +44,13 @@ async def open_memory(
     """Memory on the Postgres at `dsn`, or on the embedded one under `data_dir` when it is None.
 
     Never raises for a database that is down: the store then raises MemoryUnavailable with the
-    reason, `problem()` says it, and it goes on trying. The caller closes it.
+    reason, `problem()` says it, and it goes on trying. The caller closes it, and the embedder when
+    it brought one.
     """
     memory = _RecoveringMemory(
         EmbeddedPostgres(data_dir) if dsn is None else None,
         dsn or "",
-        embedder or SentenceEncoder(),
+        embedder,
         collection,
     )
     await memory.start()
@@ -60,11 +61,16 @@ class _RecoveringMemory:
     """A store whose database may not be there yet, or not any more."""
 
     def __init__(
-        self, server: EmbeddedPostgres | None, dsn: str, embedder: Embedder, collection: str
+        self,
+        server: EmbeddedPostgres | None,
+        dsn: str,
+        embedder: Embedder | None,
+        collection: str,
     ) -> None:
         self._server = server
         self._dsn = dsn if server is None else server.dsn
-        self._embedder = embedder
+        self._owns_embedder = embedder is None
+        self._embedder = embedder or SentenceEncoder()
         self._collection = collection
         self._inner: PostgresMemoryStore | None = None
         self._reason = "starting"
@@ -109,7 +115,7 @@ class _RecoveringMemory:
             await asyncio.wait([self._keeper])
         if self._inner is not None:
             await self._inner.close()
-        else:
+        if self._owns_embedder:
             await self._embedder.close()
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)

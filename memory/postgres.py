@@ -43,8 +43,11 @@ BATCH_SECONDS = 120.0
 """The same for a batch of stores."""
 CONNECT_SECONDS = 5
 POOL_SIZE = 8
-MAX_WAITING = 512
+MAX_WAITING = 4096
 """Calls that may wait for a connection; more are refused at once rather than piled up."""
+ANALYSE_AFTER = 1000
+"""Rows stored in batches before the planner's statistics are made anew, or half of the table when
+that is more. Without them a query of a large agent sorts all its rows: 38 ms for 9,000, not 2."""
 _RETRY_SECONDS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0, 1.0)
 
 _SETTINGS = {
@@ -82,6 +85,8 @@ class PostgresMemoryStore:
             for exact in (False, True)
         }
         self._collection_id = collection_id
+        self._unanalysed = 0
+        self._analyse_at = ANALYSE_AFTER
 
     @classmethod
     async def open(
@@ -172,7 +177,11 @@ class PostgresMemoryStore:
                     for found, row in zip(ids, rows, strict=True)
                 ]
 
-        return await self._run(insert, BATCH_SECONDS)
+        ids = await self._run(insert, BATCH_SECONDS)
+        self._unanalysed += len(ids)
+        if self._unanalysed >= self._analyse_at:
+            await self._analyse()
+        return ids
 
     async def retrieve(
         self,
@@ -237,9 +246,25 @@ class PostgresMemoryStore:
         await self._run(ask, CALL_SECONDS)
 
     async def close(self) -> None:
-        """Close the connections; calls under way get a few seconds."""
+        """Close the connections; calls under way get a few seconds. The embedder is its maker's."""
         await self._pool.close(timeout=5)
-        await self._embedder.close()
+
+    async def _analyse(self) -> None:
+        """Make the planner's statistics anew; what was stored stays stored if that fails."""
+
+        async def analyse(connection: Connection) -> None:
+            await connection.execute("analyze lakemesh.memories")
+            cursor = await connection.execute(
+                "select reltuples from pg_class where oid = 'lakemesh.memories'::regclass"
+            )
+            row = await cursor.fetchone()
+            self._analyse_at = max(ANALYSE_AFTER, int(row[0]) // 2 if row else 0)
+
+        self._unanalysed = 0
+        try:
+            await self._run(analyse, CALL_SECONDS)
+        except MemoryUnavailable as error:
+            _log.warning("memory: statistics were not made", extra={"reason": error.reason})
 
     async def _run(self, work: Callable[[Connection], Awaitable[T]], seconds: float) -> T:
         """Run `work` on a connection, again on a fresh one when the connection was dead.

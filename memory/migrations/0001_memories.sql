@@ -23,6 +23,11 @@ create table lakemesh.memories (
     create_time   timestamptz not null default now()
 );
 
+-- Beside the row when it fits, not in another table: 512 numbers are 2 KB. Nothing is estimated from
+-- their distribution, so statistics of them would be work for nothing.
+alter table lakemesh.memories alter column embedding set storage main;
+alter table lakemesh.memories alter column embedding set statistics 0;
+
 -- Small agents are answered exactly, through this index, whatever the size of the others.
 create index memories_by_agent on lakemesh.memories (collection_id, agent_id, create_time desc);
 
