@@ -34,6 +34,8 @@ class Settings:
     drain_seconds: float = 12.0
     trust_forwarded: bool = False
     postgres_dsn: str = ""
+    postgres_host: str = ""
+    """PGHOST, set for an app with Lakebase: libpq reads the rest of its variables itself."""
     log_level: str = "info"
     telemetry_enabled: bool = True
     telemetry_sample_rate: float = 1.0
@@ -117,6 +119,7 @@ class Settings:
 # Names the first users' deployments already set (design of the environment), others follow
 # LAKEMESH_<FIELD>.
 _VARIABLES = {
+    "postgres_host": "PGHOST",
     "telemetry_enabled": "TELEMETRY_ENABLED",
     "telemetry_sample_rate": "TELEMETRY_SAMPLE_RATE",
     "zerobus_batch_size": "ZEROBUS_BATCH_SIZE",

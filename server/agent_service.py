@@ -12,7 +12,12 @@ from lakemesh.agents.events import Event, Status, Token, ToolCall
 from lakemesh.agents.registry import Registered
 from lakemesh.agents.runtime import AgentRuntime, Answer
 from lakemesh.agents.structs import NotCarryable, fill_struct, struct_to_dict
-from lakemesh.api.agent.v1 import message_pb2, request_response_pb2, service_pb2_grpc
+from lakemesh.api.agent.v1 import (
+    message_pb2,
+    request_response_pb2,
+    service_pb2,
+    service_pb2_grpc,
+)
 from lakemesh.server.call import Call
 from lakemesh.server.errors import invalid_argument
 
@@ -23,6 +28,7 @@ _STATES = {
     "working": message_pb2.StatusEvent.STATE_WORKING,
     "completed": message_pb2.StatusEvent.STATE_COMPLETED,
 }
+SERVICE: str = service_pb2.DESCRIPTOR.services_by_name["AgentService"].full_name
 DEFAULT_PAGE = 100
 LARGEST_PAGE = 1000
 

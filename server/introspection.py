@@ -64,7 +64,8 @@ def _define_v1() -> None:
         old, new = ".grpc.reflection.v1alpha.", ".grpc.reflection.v1."
         for message in text.message_type:
             for field in message.field:
-                field.type_name = field.type_name.replace(old, new)
+                if field.type_name:
+                    field.type_name = field.type_name.replace(old, new)
         for service in text.service:
             for method in service.method:
                 method.input_type = method.input_type.replace(old, new)
