@@ -32,11 +32,7 @@ _SCALARS: dict[int, st.SearchStrategy[Any]] = {
     FieldDescriptor.CPPTYPE_ENUM: st.sampled_from([0, 1, 2]),
 }
 _JSON = st.recursive(
-    st.none()
-    | st.booleans()
-    | _TEXT
-    | _FINITE
-    | st.integers(-(2**53), 2**53).map(float),
+    st.none() | st.booleans() | _TEXT | _FINITE | st.integers(-(2**53), 2**53).map(float),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
     max_leaves=6,
 )
