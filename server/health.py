@@ -86,16 +86,16 @@ class HealthService(health_pb2_grpc.HealthServicer):
             return None
         return int(SERVING if self._health.ready else NOT_SERVING)
 
-    async def Check(  # type: ignore[override]
+    async def Check(
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> health_pb2.HealthCheckResponse:
         """The status now; NOT_FOUND for a service that is not served (health.proto)."""
         status = self._status(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"unknown service {request.service!r}")
-        return health_pb2.HealthCheckResponse(status=status)  # type: ignore[arg-type]
+        return health_pb2.HealthCheckResponse(status=status)
 
-    async def Watch(  # type: ignore[override]
+    async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Any
     ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
         """The status now and whenever it changes, until the caller leaves."""
@@ -109,7 +109,7 @@ class HealthService(health_pb2_grpc.HealthServicer):
                 status = int(_SERVICE_UNKNOWN) if status is None else status
                 if status != last:
                     last = status
-                    yield health_pb2.HealthCheckResponse(status=status)  # type: ignore[arg-type]
+                    yield health_pb2.HealthCheckResponse(status=status)
                 await changed.wait()
         finally:
             stop()

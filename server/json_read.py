@@ -16,7 +16,15 @@ from google.protobuf.message import Message
 from lakemesh.agents.structs import NotCarryable, fill_struct
 from lakemesh.server import json_wellknown as text
 from lakemesh.server.http_rule import WRAPPERS
-from lakemesh.server.json_wellknown import JsonError, has_value_form, is_map, message_class
+from lakemesh.server.json_wellknown import (
+    JsonError,
+    descriptor_of,
+    has_value_form,
+    is_map,
+    map_entry,
+    message_class,
+    message_type,
+)
 
 MAX_DEPTH = 32
 """Objects and lists inside one another in a whole request.
@@ -40,7 +48,7 @@ class JsonReader:
     def decode(self, value: Any, message: Message) -> None:
         """Fill `message` from a parsed JSON value. Raises JsonError with the field's path."""
         try:
-            self.filler(message.DESCRIPTOR)(message, value, 1)
+            self.filler(descriptor_of(message))(message, value, 1)
         except JsonError:
             raise
         except (ValueError, TypeError):
@@ -118,7 +126,7 @@ class JsonReader:
         if field.type not in _MESSAGES:
             return _scalar_fill(field)
         name = field.name
-        inner = self.filler(field.message_type)
+        inner = self.filler(message_type(field))
 
         def fill(message: Any, value: Any, depth: int) -> None:
             child = getattr(message, name)
@@ -129,7 +137,7 @@ class JsonReader:
 
     def _list_fill(self, field: FieldDescriptor) -> Fill:
         name = field.name
-        inner = self.filler(field.message_type) if field.type in _MESSAGES else None
+        inner = self.filler(message_type(field)) if field.type in _MESSAGES else None
         read = None if inner is not None else _reader(field)
 
         def fill(message: Any, value: Any, depth: int) -> None:
@@ -155,8 +163,7 @@ class JsonReader:
 
     def _map_fill(self, field: FieldDescriptor) -> Fill:
         name = field.name
-        key_field = field.message_type.fields_by_name["key"]
-        value_field = field.message_type.fields_by_name["value"]
+        key_field, value_field = map_entry(field)
         read_key = text.map_key_reader(key_field)
         inner = self.filler(value_field.message_type) if value_field.message_type else None
         read = None if inner is not None else _reader(value_field)
@@ -193,16 +200,17 @@ class JsonReader:
         except KeyError:
             raise JsonError("is not a type this server knows").under("@type") from None
         content = kind()
-        if has_value_form(kind.DESCRIPTOR):
+        descriptor = descriptor_of(kind)
+        if has_value_form(descriptor):
             if "value" not in value:
                 raise JsonError("is missing").under("value")
             try:
-                self.filler(kind.DESCRIPTOR)(content, value["value"], depth + 1)
+                self.filler(descriptor)(content, value["value"], depth + 1)
             except JsonError as error:
                 raise error.under("value") from None
         else:
             rest = {key: item for key, item in value.items() if key != "@type"}
-            self.filler(kind.DESCRIPTOR)(content, rest, depth)
+            self.filler(descriptor)(content, rest, depth)
         message.type_url = url
         message.value = content.SerializeToString()
 

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, EnumDescriptor, FieldDescriptor
@@ -58,6 +58,23 @@ class JsonError(ValueError):
         for step in reversed(self._steps):
             path += step if step.startswith("[") or not path else f".{step}"
         return path
+
+
+def descriptor_of(message: Message | type[Message]) -> Descriptor:
+    """The descriptor of a message, whichever of the two classes the stubs call it."""
+    found: Any = message.DESCRIPTOR
+    return cast(Descriptor, found)
+
+
+def message_type(field: FieldDescriptor) -> Descriptor:
+    """The type of a field that is known to hold messages."""
+    return cast(Descriptor, field.message_type)
+
+
+def map_entry(field: FieldDescriptor) -> tuple[FieldDescriptor, FieldDescriptor]:
+    """The fields of a map's keys and values."""
+    names = message_type(field).fields_by_name
+    return names["key"], names["value"]
 
 
 def is_map(field: FieldDescriptor) -> bool:

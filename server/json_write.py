@@ -15,7 +15,15 @@ from google.protobuf.message import DecodeError, Message
 
 from lakemesh.server import json_wellknown as text
 from lakemesh.server.http_rule import WRAPPERS
-from lakemesh.server.json_wellknown import JsonError, has_value_form, is_map, message_class
+from lakemesh.server.json_wellknown import (
+    JsonError,
+    descriptor_of,
+    has_value_form,
+    is_map,
+    map_entry,
+    message_class,
+    message_type,
+)
 
 Emit = Callable[[Any, dict[str, Any]], None]
 """(message, JSON object): one field, or one oneof, is put into the object."""
@@ -35,7 +43,7 @@ class JsonWriter:
 
         Raises JsonError for a message that has no JSON form, with the field's path.
         """
-        return self.writer(message.DESCRIPTOR)(message)
+        return self.writer(descriptor_of(message))(message)
 
     def writer(self, descriptor: Descriptor) -> Write:
         """The compiled writer of a message type."""
@@ -122,8 +130,8 @@ class JsonWriter:
 
     def _emit_map(self, field: FieldDescriptor) -> Emit:
         name, key = field.name, field.json_name
-        key_field = field.message_type.fields_by_name["key"]
-        write = self._value_write(field.message_type.fields_by_name["value"])
+        key_field, value_field = map_entry(field)
+        write = self._value_write(value_field)
         if key_field.type == FieldDescriptor.TYPE_STRING:
             write_key: Write = str
         elif key_field.type == FieldDescriptor.TYPE_BOOL:
@@ -142,7 +150,7 @@ class JsonWriter:
 
     def _value_write(self, field: FieldDescriptor) -> Write | None:
         if field.type in _MESSAGES:
-            return self.writer(field.message_type)
+            return self.writer(message_type(field))
         return _scalar_write(field)
 
     def _write_any(self, message: any_pb2.Any) -> dict[str, Any]:
@@ -153,8 +161,9 @@ class JsonWriter:
             content = kind.FromString(message.value)
         except (KeyError, DecodeError):
             raise JsonError(f"holds a {message.type_url!r} this server cannot read") from None
-        written = self.writer(kind.DESCRIPTOR)(content)
-        if has_value_form(kind.DESCRIPTOR):
+        descriptor = descriptor_of(kind)
+        written = self.writer(descriptor)(content)
+        if has_value_form(descriptor):
             return {"@type": message.type_url, "value": written}
         return {"@type": message.type_url, **written}
 

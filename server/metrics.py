@@ -82,7 +82,7 @@ class Metric(Generic[ChildT]):
         self.kind = kind
         self.label_names = labels
         self.children: dict[tuple[str, ...], ChildT] = {}
-        self._make = make
+        self._make: Callable[[], ChildT] = make
 
     def labels(self, *values: str) -> ChildT:
         """The child of these values, in the order the names were given.

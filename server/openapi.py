@@ -11,7 +11,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.rpc import status_pb2
 
 from lakemesh.server.http_rule import Binding, bindings_of, field_at
-from lakemesh.server.json_wellknown import is_map
+from lakemesh.server.json_wellknown import is_map, map_entry
 
 Schema = dict[str, Any]
 
@@ -306,7 +306,7 @@ class _Document:
 
     def _field(self, field: FieldDescriptor) -> Schema:
         if is_map(field):
-            value = field.message_type.fields_by_name["value"]
+            _, value = map_entry(field)
             return {"type": "object", "additionalProperties": self._single(value)}
         if field.is_repeated:
             return {"type": "array", "items": self._single(field)}

@@ -17,7 +17,13 @@ from google.protobuf.message import Message
 
 from lakemesh.server.http_rule import TEXT_MESSAGES
 from lakemesh.server.json_codec import JsonCodec
-from lakemesh.server.json_wellknown import JsonError, is_map, read_timestamp
+from lakemesh.server.json_wellknown import (
+    JsonError,
+    is_map,
+    map_entry,
+    message_type,
+    read_timestamp,
+)
 
 Convert = Callable[[str], Any]
 Put = Callable[[Any, str], None]
@@ -149,7 +155,7 @@ class Parameters:
         *outer, last = field_path.split(".")
         descriptor = message
         for name in outer:
-            descriptor = descriptor.fields_by_name[name].message_type
+            descriptor = message_type(descriptor.fields_by_name[name])
         field = descriptor.fields_by_name[last]
         put = self._put(field, any_base=True)
         # A repeated one in a path is comma separated.
@@ -230,13 +236,12 @@ class Parameters:
     def _set_map(
         self, target: Any, field: FieldDescriptor, map_key: str | None, values: list[str]
     ) -> None:
-        entry = field.message_type
-        value_field = entry.fields_by_name["value"]
+        key_field, value_field = map_entry(field)
         if map_key is None or value_field.message_type is not None:
             raise ValueError("must be given as name[key]=value")
         if len(values) > 1:
             raise ValueError(f"too many values: {', '.join(values)[:128]}")
-        key = _scalar(entry.fields_by_name["key"], any_base=False)(map_key)
+        key = _scalar(key_field, any_base=False)(map_key)
         getattr(target, field.name)[key] = _scalar(value_field, any_base=False)(values[0])
 
     def _field(self, descriptor: Descriptor, name: str) -> FieldDescriptor | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,18 @@ from lakemesh.telemetry.spool import HEADER, MAGIC, MAX_FRAME_BYTES, SpoolDirect
 log = logging.getLogger(__name__)
 
 _READ_BYTES = 4 << 20
+_FRAMES_AT_A_STRETCH = 500
+_GIVE_WAY_SECONDS = 0.0002
+
+
+def give_way() -> None:
+    """Lets the event loop's thread have the GIL; to be called after about half a millisecond.
+
+    Every system call of the loop gives the GIL away, and a thread that computes then keeps it for
+    the interpreter's 5 ms switch interval: a call that makes ten system calls would wait ten times.
+    A sleep of zero would take the GIL back before the waiting thread has woken.
+    """
+    time.sleep(_GIVE_WAY_SECONDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +69,8 @@ class SpoolCursor:
             last = sequence
             if spans >= max_spans or size >= _READ_BYTES * 4:
                 break
+            if len(payloads) % _FRAMES_AT_A_STRETCH == 0:
+                give_way()
         if not payloads:
             return None
         self.sequence = last

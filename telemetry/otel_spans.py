@@ -7,14 +7,13 @@ reference), plus agent_id. delta-rs writes no VARIANT, so those columns are JSON
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from lakemesh.telemetry.cursor import Batch
+from lakemesh.telemetry.cursor import Batch, give_way
 from lakemesh.telemetry.delta import LocalTable, table_path
 from lakemesh.telemetry.span import SCHEMA_URL
 
@@ -25,8 +24,8 @@ log = logging.getLogger(__name__)
 
 TABLE = "otel_spans"
 
-_CHUNK_ROWS = 512
-"""Rows converted at a stretch: about a millisecond during which the event loop may have to wait."""
+_CHUNK_ROWS = 256
+"""Rows converted at a stretch: about half a millisecond during which the loop may have to wait."""
 _NANOSECONDS_PER_DAY = 86_400_000_000_000
 # The names in the OTLP enums, which is what the table holds.
 _KINDS = {
@@ -166,8 +165,7 @@ class SpanColumns:
         batches = []
         for first in range(0, len(rows), _CHUNK_ROWS):
             batches.append(self._batch(rows[first : first + _CHUNK_ROWS]))
-            # Let the event loop in: a thread that only computes keeps the GIL for 5 ms at a time.
-            time.sleep(0)
+            give_way()
         return batches
 
     def _batch(self, rows: Sequence[Sequence[Any]]) -> RecordBatch:

@@ -54,23 +54,25 @@ class _LocalTrace:
             self.failed = True
         keep = self.keep
         if keep is None:
-            self.spans.append(span)
+            spans = self.spans
             if is_root:
-                self._decide(self.sampled or self.failed)
-            elif len(self.spans) >= MAX_PENDING_SPANS:
-                self._decide(True)
+                self.keep = keep = self.sampled or self.failed
+                if keep:
+                    if spans:
+                        spans.append(span)
+                        self.tracer.recorder.record_all(spans)
+                    else:
+                        self.tracer.recorder.record(span)
+                self.spans = []
+            else:
+                spans.append(span)
+                if len(spans) >= MAX_PENDING_SPANS:
+                    self.keep = True
+                    self.spans = []
+                    self.tracer.recorder.record_all(spans)
         elif keep or span.status_code == ERROR:
             # After the root (work that outlives the call), or in a trace that was too long to hold.
             self.tracer.recorder.record(span)
-
-    def _decide(self, keep: bool) -> None:
-        self.keep = keep
-        spans, self.spans = self.spans, []
-        if keep:
-            if len(spans) == 1:
-                self.tracer.recorder.record(spans[0])
-            else:
-                self.tracer.recorder.record_all(spans)
 
 
 class SpanScope:
@@ -114,7 +116,8 @@ class SpanScope:
                 span.status_code = ERROR
         if not span.end_ns:
             # Never before its start, also when the wall clock was set back meanwhile.
-            span.end_ns = max(time.time_ns(), span.start_ns)
+            now = time.time_ns()
+            span.end_ns = now if now > span.start_ns else span.start_ns
         self._trace.ended(span, self._is_root)
 
     @property
@@ -136,7 +139,7 @@ class Tracer:
     Traces in which a span of this process has the status ERROR are kept whatever the rate.
     """
 
-    __slots__ = ("_ids", "_threshold", "recorder", "sample_rate")
+    __slots__ = ("_ids", "_keeps_all", "_threshold", "recorder", "sample_rate")
 
     def __init__(self, recorder: SpanRecorder, sample_rate: float = 1.0) -> None:
         if not 0.0 <= sample_rate <= 1.0:
@@ -147,6 +150,7 @@ class Tracer:
         # The 56 lowest bits of a trace id are random (W3C trace context level 2): those below the
         # threshold are kept, as in OpenTelemetry's consistent probability sampling.
         self._threshold = round(sample_rate * (1 << 56))
+        self._keeps_all = sample_rate == 1.0
 
     def span(
         self,
@@ -159,15 +163,9 @@ class Tracer:
         if parent is None:
             return self.root(name, kind, attributes=attributes)
         above = parent.span
-        span = Span(
-            above.trace_id,
-            self._ids.span_id(),
-            above.span_id,
-            name,
-            kind,
-            time.time_ns(),
-            attributes=dict(attributes) if attributes else {},
-        )
+        span = Span(above.trace_id, self._ids.span_id(), above.span_id, name, kind, time.time_ns())
+        if attributes:
+            span.attributes.update(attributes)
         return SpanScope(span, parent._trace, False)
 
     def root(
@@ -185,23 +183,19 @@ class Tracer:
         caller = parse_traceparent(traceparent) if traceparent else None
         ids = self._ids
         if caller is None:
-            trace_id, parent_id = ids.trace_id(), ""
+            trace_id, span_id = ids.trace_and_span_id()
+            parent_id = ""
         else:
             trace_id, parent_id = caller.trace_id, caller.span_id
-        span = Span(
-            trace_id,
-            ids.span_id(),
-            parent_id,
-            name,
-            kind,
-            time.time_ns(),
-            attributes=dict(attributes) if attributes else {},
-        )
+            span_id = ids.span_id()
+        span = Span(trace_id, span_id, parent_id, name, kind, time.time_ns())
+        if attributes:
+            span.attributes.update(attributes)
         return SpanScope(span, _LocalTrace(self, self.samples(trace_id)), True)
 
     def samples(self, trace_id: str) -> bool:
         """Whether the rate keeps the trace with this id."""
-        return int(trace_id[-14:], 16) < self._threshold
+        return self._keeps_all or int(trace_id[-14:], 16) < self._threshold
 
 
 def current_span() -> Span | None:

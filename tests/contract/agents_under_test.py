@@ -63,10 +63,8 @@ class NotFiniteAgent(CriticalPathAgent):
         return AgentOutput(result={"number": float("nan")})
 
 
-class HangingAgent(CriticalPathAgent):
-    """Hangs; writes `started` and then `cancelled` into the file it is given."""
-
-    time_budget_seconds = 2.0
+class WaitingAgent(CriticalPathAgent):
+    """Waits for ever; writes `started` and then `cancelled` into the file it is given."""
 
     async def process(self, request: AgentInput) -> AgentOutput:
         path = request.data.get("file")
@@ -77,6 +75,12 @@ class HangingAgent(CriticalPathAgent):
             _say(path, "cancelled")
             raise
         return AgentOutput(result={})
+
+
+class HangingAgent(WaitingAgent):
+    """The same with little patience."""
+
+    time_budget_seconds = 1.0
 
 
 class SlowAgent(CriticalPathAgent):

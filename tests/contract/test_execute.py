@@ -119,7 +119,7 @@ async def test_an_agent_over_its_budget_is_cancelled(connect: Transport, tmp_pat
 async def test_the_callers_deadline_cancels_the_agent(connect: Transport, tmp_path: Path) -> None:
     said = tmp_path / "said"
     with pytest.raises(Failed) as failed:
-        await connect.execute("hanging", {"file": str(said)}, timeout=0.3)
+        await connect.execute("waiting", {"file": str(said)}, timeout=0.3)
     assert failed.value.code == "DEADLINE_EXCEEDED"
     await until_said(said, "cancelled")
 
@@ -129,16 +129,12 @@ async def test_a_caller_that_goes_away_cancels_the_agent(
     connect: Transport, tmp_path: Path
 ) -> None:
     said = tmp_path / "said"
-    call = asyncio.create_task(connect.execute("slow", {"file": str(said), "seconds": 30}))
+    call = asyncio.create_task(connect.execute("waiting", {"file": str(said)}))
     await until_said(said, "started")
     call.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await call
-    hanging = asyncio.create_task(connect.execute("hanging", {"file": str(said)}))
-    await until_said(said, "started")
-    hanging.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await hanging
+    await connect.hang_up()
     await until_said(said, "cancelled")
 
 

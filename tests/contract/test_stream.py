@@ -80,9 +80,10 @@ async def test_a_reader_that_goes_away_cancels_the_agent(
     connect: Transport, tmp_path: Path
 ) -> None:
     said = tmp_path / "said"
-    events = connect.stream({"agent_name": "hanging", "data": {"file": str(said)}})
+    events = connect.stream({"agent_name": "waiting", "data": {"file": str(said)}})
     first = await anext(events)
     assert kind(first) == "status"
     await until_said(said, "started")
     await events.aclose()
+    await connect.hang_up()
     await until_said(said, "cancelled")

@@ -62,6 +62,9 @@ class Transport(ABC):
     async def raw(self, body: bytes) -> dict[str, Any]:
         """Execute with these bytes as the request."""
 
+    async def hang_up(self) -> None:
+        """Go away after a call was cancelled, where cancelling alone does not tell the server."""
+
     @abstractmethod
     async def unknown_method(self) -> None: ...
 
@@ -181,6 +184,10 @@ class JsonTransport(Transport):
 
     async def unknown_method(self) -> None:
         self._answer(await self._client.get("/api/no-such-thing"))
+
+    async def hang_up(self) -> None:
+        # httpx cancels an HTTP/2 stream without RST_STREAM; closing the connection is what it has.
+        await self._client.aclose()
 
     async def close(self) -> None:
         await self._client.aclose()

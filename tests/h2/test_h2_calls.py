@@ -356,7 +356,6 @@ async def test_abort_tells_what_is_left_that_the_server_goes() -> None:
         page = peer.open(h2_peer.http_head("/echo", "POST"), end=False)
         async with asyncio.timeout(WAIT):
             await served.echo.hanging.wait()
-            served.connections[0].shutdown()
             served.connections[0].abort()
             await served.connections[0].closed
         assert (await peer.answer(stream_id)).grpc_status == "14"
