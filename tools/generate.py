@@ -11,7 +11,6 @@ buf.gen.yaml says what is generated; the Go module's go.mod and the OpenAPI docu
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import third_party_protos
+import type_tree
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,18 +106,13 @@ def make(out: Path) -> None:
 
 
 def openapi(out: Path) -> None:
-    """Write the OpenAPI document of the services just generated.
-
-    In a process of its own, which finds the fresh modules of `out` before those of gen/.
-    """
-    if not (ROOT / "server" / "openapi.py").exists():
-        return
-    target = out / "gen" / OPENAPI
-    target.parent.mkdir(parents=True, exist_ok=True)
+    """Write the OpenAPI document, with the server's own code as it lies in this checkout."""
+    types = BUILD / "types"
+    type_tree.build(types)
+    descriptors = out / "files.binpb"
+    run(BUF, "build", "proto", "--output", descriptors)
     program = ROOT / "tools" / "write_openapi.py"
-    run(sys.executable, program, out / "gen" / "python", target)
-    text = json.dumps(json.loads(target.read_text()), indent=2, sort_keys=True, ensure_ascii=False)
-    target.write_text(text + "\n")
+    run(sys.executable, program, descriptors, out / "gen" / OPENAPI, PYTHONPATH=str(types))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -16,7 +16,7 @@ class AgentServiceStub:
     Execute: grpc.UnaryUnaryMultiCallable[lakemesh.api.agent.v1.request_response_pb2.ExecuteRequest, lakemesh.api.agent.v1.request_response_pb2.ExecuteResponse]
     ExecuteStream: grpc.UnaryStreamMultiCallable[lakemesh.api.agent.v1.request_response_pb2.ExecuteStreamRequest, lakemesh.api.agent.v1.request_response_pb2.ExecuteStreamResponse]
 
-# Exists for type checkers only: what the class above is when made from a grpc.aio channel.
+# For type checkers only: what the class above is when made from a grpc.aio channel.
 class AgentServiceAsyncStub(AgentServiceStub):
     ListAgents: grpc.aio.UnaryUnaryMultiCallable[lakemesh.api.agent.v1.request_response_pb2.ListAgentsRequest, lakemesh.api.agent.v1.request_response_pb2.ListAgentsResponse]  # type: ignore[assignment]
     GetAgent: grpc.aio.UnaryUnaryMultiCallable[lakemesh.api.agent.v1.request_response_pb2.GetAgentRequest, lakemesh.api.agent.v1.request_response_pb2.GetAgentResponse]  # type: ignore[assignment]
