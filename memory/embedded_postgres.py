@@ -210,6 +210,9 @@ class EmbeddedPostgres:
         command = [str(binaries / "postgres"), "-D", str(self._cluster)]
         for setting in settings:
             command += ["-c", setting]
+        if self._process is not None:
+            # One of ours died: its end is taken note of, so that no zombie stays.
+            self._process.wait(STOP_SECONDS)
         while True:
             offset = self._log_size()
             with self.log_file.open("ab") as log:
