@@ -74,6 +74,7 @@ _REMEMBERED_BLOCK_BYTES = 512
 _REMEMBERED_RESETS = 4096
 _BATCH_BYTES = 65536
 _CLOSE_SECONDS = 2.0
+_LINGER_SECONDS = 0.5
 _STALL_CHECKS = 4
 
 
@@ -271,6 +272,7 @@ class H2Connection(asyncio.Protocol):
         for stream in list(self._streams.values()):
             stream.refuse_late()
         self._batching = False
+        self._flush()
         self._fail(ErrorCode.NO_ERROR, "shutting down")
 
     @property
@@ -300,10 +302,17 @@ class H2Connection(asyncio.Protocol):
         self._finished = True
         self._flush()
         transport = self._transport
-        if transport is not None and not self._lost:
+        if transport is None or self._lost:
+            return
+        if transport.can_write_eof():
+            # Closing with input unread makes the kernel reset the connection, and the peer may
+            # lose the GOAWAY: read on for a moment, and look at nothing.
+            transport.write_eof()
+            self.loop.call_later(_LINGER_SECONDS, transport.close)
+        else:
             transport.close()
-            # close() waits for a peer that may never read.
-            self.loop.call_later(_CLOSE_SECONDS, transport.abort)
+        # close() itself waits for a peer that may never read.
+        self.loop.call_later(_CLOSE_SECONDS, transport.abort)
 
     def _abandon(self) -> None:
         for stream in list(self._streams.values()):
