@@ -44,8 +44,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory, make_bare_tree: Callable[[Pa
     folder = tmp_path_factory.mktemp("wheel")
     bare = make_bare_tree(folder / "source")
     out = folder / "dist"
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", out]
-    done = bare.run(command, timeout=120)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    done = bare.run([*command, "--outdir", str(out)], timeout=120)
     assert done.code == 0, done.text
     (path,) = out.iterdir()
     return path
@@ -59,10 +59,9 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
     assert done.code == 0, done.text
     python = work.folder / "venv" / "bin" / "python"
     wanted = [f"{wheel}[app]", "openai-agents", "a2a-sdk"]
-    held = ["--constraint", ROOT / "requirements.txt"]
-    done = work.run(
-        [uv, "pip", "install", "--quiet", "--python", python, *held, *wanted], timeout=300
-    )
+    held = ["--constraint", str(ROOT / "requirements.txt")]
+    into = ["pip", "install", "--quiet", "--python", str(python)]
+    done = work.run([uv, *into, *held, *wanted], timeout=300)
     assert done.code == 0, done.text
     return Installed(python, work)
 
@@ -118,8 +117,8 @@ print(lakemesh.agents.base.__file__)
 def test_type_checker_of_a_consumer_sees_the_types(installed: Installed) -> None:
     consumer = installed.work.folder / "consumer.py"
     consumer.write_text(CONSUMER)
-    command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", installed.python]
-    done = installed.work.run([*command, consumer.name], timeout=180)
+    checked = ["--strict", "--python-executable", str(installed.python), consumer.name]
+    done = installed.work.run([sys.executable, "-m", "mypy", *checked], timeout=180)
     assert 'Revealed type is "float"' in done.text, done.text
     assert done.text.count("Revealed type") == 2
     # The wrong argument, and nothing else.
