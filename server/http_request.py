@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Any
 
@@ -14,6 +15,10 @@ PATIENCE_SECONDS = 0.02
 Most calls have ended by then and are spared the cost of a second task (8 us of 30); a caller who
 leaves is noticed that much later at most.
 """
+
+DISCARDED = 4
+"""Of a body that is refused, this many times the limit is read and thrown away at most."""
+DISCARD_SECONDS = 2.0
 
 
 class CallerGone(Exception):
@@ -28,6 +33,8 @@ async def read_body(scope: Any, receive: Any, limit: int) -> bytes:
     """
     for name, value in scope["headers"]:
         if name == b"content-length" and value.isdigit() and int(value) > limit:
+            if int(value) <= DISCARDED * limit and not _waits_for_continue(scope):
+                await _discard(receive, DISCARDED * limit)
             raise _too_large(limit)
     message = await receive()
     if message["type"] != "http.request":
@@ -41,6 +48,8 @@ async def read_body(scope: Any, receive: Any, limit: int) -> bytes:
     size = len(body)
     while message.get("more_body"):
         if size > limit:
+            chunks.clear()
+            await _discard(receive, DISCARDED * limit)
             raise _too_large(limit)
         message = await receive()
         if message["type"] != "http.request":
@@ -51,6 +60,26 @@ async def read_body(scope: Any, receive: Any, limit: int) -> bytes:
     if size > limit:
         raise _too_large(limit)
     return b"".join(chunks)
+
+
+async def _discard(receive: Any, most: int) -> None:
+    """Read on and keep nothing, so that a client in the middle of sending gets to read its answer.
+
+    Without this, one that does not expect an answer before its last byte (httpx on HTTP/2, most on
+    HTTP/1.1 when the connection closes under them) reports a broken connection.
+    """
+    size = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while size <= most:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] != "http.request" or not message.get("more_body"):
+                    return
+
+
+def _waits_for_continue(scope: Any) -> bool:
+    return any(name == b"expect" for name, _ in scope["headers"])
 
 
 def _too_large(limit: int) -> HttpError:
