@@ -110,8 +110,8 @@ def retry_after(error: StatusError) -> int | None:
     """Whole seconds for an HTTP Retry-After header, from google.rpc.RetryInfo; None without."""
     for detail in error.details:
         if isinstance(detail, error_details_pb2.RetryInfo):
-            delay = detail.retry_delay
-            return max(1, int(delay.seconds) + (delay.nanos > 0))
+            delay: duration_pb2.Duration = detail.retry_delay
+            return max(1, delay.seconds + (delay.nanos > 0))
     return None
 
 

@@ -13,8 +13,6 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 class EventFormatter(logging.Formatter):
     """`2026-01-31T12:00:00.123Z WARNING lakemesh.agents.runtime what happened agent=echo`."""
 
-    converter = time.gmtime
-
     def format(self, record: logging.LogRecord) -> str:
         when = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         text = f"{when}.{int(record.msecs):03d}Z {record.levelname} {record.name} "
