@@ -1,0 +1,50 @@
+"""The official Go interop client against both edges."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.go, pytest.mark.timeout(300)]
+
+CASES = (
+    "empty_unary",
+    "large_unary",
+    "client_streaming",
+    "server_streaming",
+    "ping_pong",
+    "empty_stream",
+    "timeout_on_sleeping_server",
+    "cancel_after_begin",
+    "cancel_after_first_response",
+    "status_code_and_message",
+    "special_status_message",
+    "custom_metadata",
+    "unimplemented_method",
+    "unimplemented_service",
+    "pick_first_unary",
+    "rpc_soak",
+    "channel_soak",
+)
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_go_interop_case(programs: Path, served_port: int, case: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        programs / "client",
+        "--server_host=127.0.0.1",
+        f"--server_port={served_port}",
+        f"--test_case={case}",
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    try:
+        async with asyncio.timeout(30):
+            output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode == 0, output.decode()
