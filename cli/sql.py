@@ -54,7 +54,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def run(args: argparse.Namespace) -> int:
-    """Answers the query on stdout. Returns 0, or 1 with one line on stderr saying what failed."""
+    """Answers the query on stdout. Gives the exit code; when not 0, stderr has a line on why."""
+    if args.format not in _WRITERS:
+        # argparse checks the option, but not its default from the environment.
+        print(f"lakemesh sql: LAKEMESH_FORMAT cannot be {args.format!r}", file=sys.stderr)
+        return 2
     sql = sys.stdin.read() if args.query == "-" else args.query
     try:
         result = query(args.data_dir, sql, catalog=args.catalog, schema=args.schema)

@@ -118,7 +118,8 @@ class Shipper:
         self._gap = max(min(1.0, flush_interval), flush_interval / 4)
         self._routes = [_Route(sink, _Cargo(writer.directory)) for sink in sinks]
         self._adopted: dict[str, SpoolDirectory] = {}
-        self._adopt_at = 0.0
+        # Not in the first moment: the server is starting, and shipping imports deltalake.
+        self._adopt_at = time.monotonic() + min(1.0, flush_interval)
         self._waiting_since: float | None = None
         self._wake = threading.Event()
         self._stop = False
@@ -127,7 +128,7 @@ class Shipper:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts the thread, which first of all adopts what dead workers left."""
+        """Starts the thread, which soon adopts what dead workers left."""
         self._thread = threading.Thread(target=self._run, name="lakemesh-shipper", daemon=True)
         self._thread.start()
 
@@ -139,6 +140,9 @@ class Shipper:
         """
         target = self._writer.sequence
         self._flush_to = max(self._flush_to, target)
+        for route in self._routes:
+            # Whoever waits gets an attempt now, also at a sink that is being left in peace.
+            route.retry_at = 0.0
         self._wake.set()
         with self._progress:
             self._progress.wait_for(lambda: self._stop or self._shipped_to() >= target, timeout)
@@ -214,7 +218,10 @@ class Shipper:
                 for cargo in list(route.adopted):
                     self._ship_all(route, cargo, None)
                 if self._is_due(route, now):
+                    recorded = self._writer.recorded
                     self._ship_all(route, route.own, self._writer.sequence)
+                    # Also right when a commit's answer was lost and its spans were never counted.
+                    route.own.shipped_spans = max(route.own.shipped_spans, recorded)
             except Exception as error:
                 self._failed(route, error)
                 continue

@@ -173,6 +173,7 @@ def test_a_commit_whose_answer_was_lost_is_not_repeated(opened: Opened) -> None:
     ids += record(telemetry, 5)
     assert telemetry.flush(5)
     assert sink.spans == ids
+    wait_until(lambda: telemetry.status().sinks[0].pending == 0)
 
 
 def test_a_hanging_sink_holds_up_neither_calls_nor_the_end(opened: Opened) -> None:

@@ -266,6 +266,11 @@ def test_bad_usage_exits_with_2(lakemesh: Lakemesh, arguments: tuple[str, ...]) 
     assert lakemesh(*arguments).returncode == 2
 
 
+def test_a_bad_format_in_the_environment_is_bad_usage(lakemesh: Lakemesh) -> None:
+    done = lakemesh("SELECT 1", LAKEMESH_FORMAT="xml")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
 def test_a_query_changes_no_table(lakemesh: Lakemesh, data_dir: Path) -> None:
     assert lakemesh("DELETE FROM main.agents.traces").returncode == 1
     assert lakemesh("DROP VIEW main.agents.otel_spans").returncode in (0, 1)
