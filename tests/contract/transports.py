@@ -85,7 +85,7 @@ class GrpcTransport(Transport):
         self._channel = grpc.aio.insecure_channel(
             target, options=[("grpc.max_send_message_length", -1)]
         )
-        self._stub = service_pb2_grpc.AgentServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._stub = service_pb2_grpc.AgentServiceStub(self._channel)
 
     async def call(
         self,
@@ -107,7 +107,10 @@ class GrpcTransport(Transport):
             raise failed_grpc(error) from None
         if method == "GetAgent":
             answer = answer.agent
-        return json_format.MessageToDict(answer, always_print_fields_with_no_presence=True)
+        found: dict[str, Any] = json_format.MessageToDict(
+            answer, always_print_fields_with_no_presence=True
+        )
+        return found
 
     async def send_message(self, message: Any) -> dict[str, Any]:
         found: dict[str, Any] = await self._send("Execute", message, (), None)
@@ -125,7 +128,7 @@ class GrpcTransport(Transport):
             call.cancel()
 
     async def raw(self, body: bytes) -> dict[str, Any]:
-        call = self._channel.unary_unary(f"/{SERVICE}/Execute")
+        call: Any = self._channel.unary_unary(f"/{SERVICE}/Execute")
         try:
             answer = await call(body)
         except grpc.aio.AioRpcError as error:
@@ -134,7 +137,8 @@ class GrpcTransport(Transport):
 
     async def unknown_method(self) -> None:
         try:
-            await self._channel.unary_unary(f"/{SERVICE}/NoSuchMethod")(b"")
+            call: Any = self._channel.unary_unary(f"/{SERVICE}/NoSuchMethod")
+            await call(b"")
         except grpc.aio.AioRpcError as error:
             raise failed_grpc(error) from None
 

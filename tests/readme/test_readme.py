@@ -73,7 +73,7 @@ def only(program: str) -> str:
     """The README's one block that begins with the program."""
     found = [text for text in BASH if text.startswith(program)]
     assert len(found) >= 1, program
-    return found[0]
+    return str(found[0])
 
 
 def judged(result: dict[str, object]) -> bool:
