@@ -24,7 +24,13 @@ from tqdm import tqdm
 from lakemesh.jobs.own_server import ServerNotStarted, own_server, program
 from lakemesh.jobs.ranking import rank
 from lakemesh.jobs.scoring import CONCURRENCY, Run, score_all
-from lakemesh.jobs.transactions import SEED, LabelledTransaction, load_transactions, split_by_time
+from lakemesh.jobs.transactions import (
+    SEED,
+    LabelledTransaction,
+    Simulation,
+    load_transactions,
+    split_by_time,
+)
 from lakemesh.memory.errors import MemoryUnavailable
 from lakemesh.memory.open import choose_dsn, open_memory
 from lakemesh.memory.store import NewMemory
@@ -46,6 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--remember", type=int, default=10_000, metavar="N")
     parser.add_argument("--score", type=int, default=5_000, metavar="N")
+    parser.add_argument("--customers", type=int, default=500, metavar="N", help="simulated ones")
     parser.add_argument("--concurrency", type=int, default=CONCURRENCY, metavar="N")
     options = parser.parse_args(arguments)
     try:
@@ -57,7 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 async def _demonstrate(options: argparse.Namespace) -> int:
     tqdm.write("loading payments (simulated once, about 30 s)")
-    split = split_by_time(await asyncio.to_thread(load_transactions, options.data_dir))
+    simulation = Simulation(customers=options.customers)
+    split = split_by_time(await asyncio.to_thread(load_transactions, options.data_dir, simulation))
     choose = random.Random(SEED)  # noqa: S311 - a choice of data
     past = _sample(choose, split.past, options.remember)
     future = _sample(choose, split.future, options.score)
@@ -85,7 +93,9 @@ async def remember(data_dir: Path, transactions: Sequence[LabelledTransaction]) 
     """
     memory = await open_memory(data_dir, choose_dsn(os.environ))
     try:
-        with tqdm(total=len(transactions), desc="storing in memory", unit="payment") as bar:
+        with tqdm(
+            total=len(transactions), desc="storing in memory", unit="payment", disable=None
+        ) as bar:
             for start in range(0, len(transactions), BATCH):
                 batch = transactions[start : start + BATCH]
                 await memory.store_many(

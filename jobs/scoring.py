@@ -78,7 +78,9 @@ async def score_all(
                 bar.update()
 
         began = time.perf_counter()
-        with tqdm(total=len(transactions), desc="scoring over gRPC", unit="payment") as bar:
+        with tqdm(
+            total=len(transactions), desc="scoring over gRPC", unit="payment", disable=None
+        ) as bar:
             async with asyncio.TaskGroup() as group:
                 for _ in range(concurrency):
                     group.create_task(work(bar))

@@ -217,7 +217,9 @@ def _embed(texts: set[str]) -> dict[str, Any]:
         embedder = SentenceEncoder()
         ordered, vectors = sorted(texts), {}
         try:
-            for start in tqdm(range(0, len(ordered), 256), desc="embedding texts", unit="batch"):
+            for start in tqdm(
+                range(0, len(ordered), 256), desc="embedding texts", unit="batch", disable=None
+            ):
                 part = ordered[start : start + 256]
                 for text, vector in zip(part, await embedder.embed(part), strict=True):
                     vectors[text] = np.array(vector, dtype=np.float32)
@@ -240,7 +242,7 @@ def _neighbour_weight(alone: Any, evidence: Any, labels: Any) -> float:
         return rank(truth, list(alone + weight * evidence)).average_precision
 
     found = {round(w, 2): precision(w) for w in np.arange(0.0, 1.01, 0.05)}
-    return max(w for w, ap in found.items() if ap >= (1 - MEMORY_COST) * max(found.values()))
+    return float(max(w for w, ap in found.items() if ap >= (1 - MEMORY_COST) * max(found.values())))
 
 
 def _thresholds(log_odds: Any, labels: Any) -> dict[str, float]:

@@ -14,6 +14,7 @@ import io
 import json
 import logging
 import random
+import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,16 +134,20 @@ def thin_frauds(
 def _simulate(simulation: Simulation) -> list[LabelledTransaction]:
     from synccfd import DatasetGenerator
 
-    generator = DatasetGenerator(
-        n_customers=simulation.customers,
-        n_terminals=simulation.terminals,
-        nb_days=simulation.days,
-        start_date="2025-01-01",
-        random_state=simulation.seed,
-    )
     _log.info("simulating payments", extra={"customers": simulation.customers})
-    # The simulator prints and draws bars of its own.
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    # The simulator prints, draws bars of its own and uses what pandas 4 will no longer have.
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        generator = DatasetGenerator(
+            n_customers=simulation.customers,
+            n_terminals=simulation.terminals,
+            nb_days=simulation.days,
+            start_date="2025-01-01",
+            random_state=simulation.seed,
+        )
         _, _, frame = generator.generate()
     frame = frame.sort_values("TX_DATETIME", kind="stable")
     return list(_rows(frame, simulation.seed))
