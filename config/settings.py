@@ -36,6 +36,8 @@ class Settings:
     postgres_dsn: str = ""
     postgres_host: str = ""
     """PGHOST, set for an app with Lakebase: libpq reads the rest of its variables itself."""
+    warm_embedder: bool = True
+    """Load the embedder once the port is open; else with the first text (0 saves its memory)."""
     log_level: str = "info"
     telemetry_enabled: bool = True
     telemetry_sample_rate: float = 1.0

@@ -11,6 +11,7 @@ from lakemesh.agents.blocking import Block
 from lakemesh.agents.registry import AgentRegistry, RegistryError, load_agents
 from lakemesh.agents.runtime import AgentRuntime
 from lakemesh.config.settings import Settings
+from lakemesh.memory.errors import MemoryUnavailable
 from lakemesh.memory.open import open_memory
 from lakemesh.memory.store import ManagedMemory
 from lakemesh.server.agent_service import SERVICE, AgentService
@@ -52,6 +53,7 @@ class Composition:
         telemetry: Telemetry,
         health: ServerHealth,
         metrics: ServerMetrics,
+        warm: bool,
     ) -> None:
         self.port = port
         self._registry = registry
@@ -60,7 +62,8 @@ class Composition:
         self._telemetry = telemetry
         self._health = health
         self._metrics = metrics
-        self._watch = asyncio.create_task(self._watch_parts(), name="health-watch")
+        self._warm = warm
+        self._tasks = [asyncio.create_task(self._watch_parts(), name="health-watch")]
 
     @property
     def agents(self) -> int:
@@ -68,17 +71,25 @@ class Composition:
 
     def set_ready(self, ready: bool) -> None:
         self._health.set_ready(ready)
+        if ready and self._warm:
+            self._warm = False
+            self._tasks.append(asyncio.create_task(self._warm_memory(), name="memory-warm"))
 
     async def close(self) -> None:
         """Stop what was started, in the opposite order; spans of the last calls are flushed."""
-        self._watch.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._watch
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
         self._runtime.close()
         # Both take their time and need nothing of one another.
         await asyncio.gather(
             self._memory.close(), asyncio.to_thread(self._telemetry.close, _TELEMETRY_SECONDS)
         )
+
+    async def _warm_memory(self) -> None:
+        """Ask memory once, so that the first caller does not wait for the embedder to load."""
+        with contextlib.suppress(MemoryUnavailable):  # health tells of it
+            await self._memory.retrieve("ready", agent_id="", top_k=1)
 
     async def _watch_parts(self) -> None:
         """Carry what the parts say of themselves into health and metrics."""
@@ -182,4 +193,5 @@ def _assemble(
         telemetry=telemetry,
         health=health,
         metrics=metrics,
+        warm=settings.warm_embedder,
     )

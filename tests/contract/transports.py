@@ -102,7 +102,8 @@ class GrpcTransport(Transport):
 
     async def _send(self, method: str, message: Any, metadata: Any, timeout: float | None) -> Any:
         try:
-            answer = await getattr(self._stub, method)(message, metadata=metadata, timeout=timeout)
+            rpc: Any = getattr(self._stub, method)
+            answer = await rpc(message, metadata=metadata, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise failed_grpc(error) from None
         if method == "GetAgent":
