@@ -33,7 +33,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SECOND = timedelta(seconds=1)
 _FIRST_SECOND, _LAST_SECOND = -62135596800, 253402300799  # years 1 to 9999
 _LONGEST_DURATION = 315_576_000_000  # duration.proto: about 10,000 years
-_LARGEST_FLOAT32 = struct.unpack("<f", b"\xff\xff\x7f\x7f")[0]
+_BEYOND_FLOAT32 = 2.0**128 - 2.0**103
+"""Half a step above the largest float32: from here on a double rounds to infinity."""
 _LARGEST_EXACT = 2**53
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -151,7 +152,7 @@ def _double(value: Any) -> float:
 
 def _float(value: Any) -> float:
     number = _double(value)
-    if abs(number) > _LARGEST_FLOAT32 and not math.isinf(number):
+    if abs(number) >= _BEYOND_FLOAT32 and not math.isinf(number):
         raise JsonError("is beyond what a float can hold")
     return number
 
@@ -308,7 +309,7 @@ def _short(value: float) -> Any:
     for digits in (6, 7, 8):
         short = float(f"{value:.{digits}g}")
         # Rounding may lead beyond the largest float32.
-        if abs(short) <= _LARGEST_FLOAT32 and struct.unpack("<f", struct.pack("<f", short))[0] == (
+        if abs(short) < _BEYOND_FLOAT32 and struct.unpack("<f", struct.pack("<f", short))[0] == (
             value
         ):
             return number(short)

@@ -281,6 +281,8 @@ class _Document:
             properties = {}
             for field in message.fields:
                 one = self._field(field)
+                if field.has_presence and field.message_type and not field.containing_oneof:
+                    one = _nullable(one)  # an unset message is written as null
                 note = self._comments.get(field.full_name)
                 properties[field.json_name] = {**one, "description": note} if note else one
             if properties:
@@ -318,6 +320,13 @@ class _Document:
         if field.enum_type is not None:
             return self._enum(field.enum_type)
         return dict(_SCALARS[field.type])
+
+
+def _nullable(schema: Schema) -> Schema:
+    kind = schema.get("type")
+    if "$ref" in schema:
+        return {"anyOf": [schema, {"type": "null"}]}
+    return {**schema, "type": [kind, "null"]} if isinstance(kind, str) else schema
 
 
 def _scalar_type(wrapper: str) -> str:

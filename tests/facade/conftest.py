@@ -12,6 +12,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from fastapi import FastAPI
+from google.api import httpbody_pb2
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -67,8 +68,6 @@ class ProbeServicer:
         return kind("Order")(tags=names, count=len(names))
 
     async def Picture(self, request: Any, context: Call) -> Any:
-        from google.api import httpbody_pb2
-
         return httpbody_pb2.HttpBody(content_type="image/png", data=b"\x89PNG")
 
     async def Hang(self, request: Any, context: Call) -> Any:

@@ -325,14 +325,77 @@ def test_what_is_read_can_also_be_sent_in_binary(
     value = opening * levels + ("null" if within == "inner" else "1") + closing * levels
     for name in reversed(within.split(".")):
         value = f'{{"{name}":{value}}}'
-    try:
-        message = _read(value)
-    except JsonError as refused:
+    refused = _refused(value)
+    if refused is not None:
         assert "nested" in refused.why
         assert levels > MAX_DEPTH - 5
-    else:
-        assert Everything.FromString(message.SerializeToString()) == message
-        assert levels <= MAX_DEPTH
+        return
+    message = _read(value)
+    assert Everything.FromString(message.SerializeToString()) == message
+    assert levels <= MAX_DEPTH
+
+
+def _refused(body: str) -> JsonError | None:
+    try:
+        _read(body)
+    except JsonError as error:
+        return error
+    return None
+
+
+_NAMES = [field.name for field in Everything.DESCRIPTOR.fields]
+_NAMES += [field.json_name for field in Everything.DESCRIPTOR.fields]
+_NAMES += ["@type", "label", "next", "more", "bigNumber", "value", "seconds", "paths"]
+_ANYTHING = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(alphabet=st.characters(), max_size=6)
+    | st.sampled_from(
+        [
+            "1",
+            "-1.0",
+            "1e3",
+            "1e400",
+            "NaN",
+            "Infinity",
+            "true",
+            "AAA=",
+            "\ud800",
+            "2026-01-31T12:00:00.5+01:00",
+            "0000-01-01T00:00:00Z",
+            "9999-12-31T23:59:59-01:00",
+            "-0.5s",
+            "a.bC,d",
+            "COLOUR_RED",
+            "NULL_VALUE",
+            "type.googleapis.com/google.protobuf.Duration",
+            "type.googleapis.com/google.protobuf.Any",
+            "type.googleapis.com/lakemesh.test.facade.v1.Inner",
+            1e400,
+            2**53 + 1,
+        ]
+    ),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(_NAMES) | _TEXT, inner, max_size=4)
+    ),
+    max_leaves=10,
+)
+
+
+@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.sampled_from(_NAMES), _ANYTHING, max_size=6))
+def test_any_json_is_refused_or_carried_by_every_transport(document: dict[str, Any]) -> None:
+    text = json.dumps(document).replace("Infinity,", "1e400,")
+    if _refused(text) is not None:
+        return
+    message = _read(text)
+    assert Everything.FromString(message.SerializeToString()) == message
+    printed = _printed(message)
+    again = _null_values_read_as_set(message, printed)
+    assert _read(json.dumps(printed)) == again
 
 
 def test_a_struct_keeps_whole_numbers_whole_on_the_way_out() -> None:
