@@ -20,7 +20,7 @@ from lakemesh.server.h2_limits import H2Limits
 from lakemesh.server.http1 import Http1Connection, Http1Edge
 from lakemesh.server.pipeline import Pipeline
 from lakemesh.server.services import ServiceTable
-from lakemesh.server.sniff import FAREWELL, GREETING, Choice, Sniffer
+from lakemesh.server.sniff import FAREWELL, Choice, Sniffer, greeting
 from lakemesh.server.splice import Splice, connect
 from lakemesh.server.tls import TlsAcceptor
 
@@ -111,7 +111,12 @@ class Port:
         self.tls = tls
         self.terminates_grpc = grpc_edge == "h2"
         self.http1 = Http1Edge(app, limits, self.state)
-        self.grpcio = None if self.terminates_grpc else GrpcioEdge(services, pipeline)
+        self.grpcio = (
+            None
+            if self.terminates_grpc
+            else GrpcioEdge(services, pipeline, streams=limits.h2.concurrent_streams)
+        )
+        self.greeting = greeting(limits.h2.concurrent_streams, limits.h2.header_list_bytes)
         self.arrivals: Deadlines[_Arrival] = Deadlines(
             limits.first_request_seconds, lambda arrival: arrival.too_slow()
         )
@@ -286,7 +291,7 @@ class Port:
         grpcio, client, host = self.grpcio, arrival.transport, arrival.host
         assert grpcio is not None  # noqa: S101
         try:
-            server, key = await connect(grpcio.path, grpcio.names, arrival.address)
+            server, waiting, key = await connect(grpcio.path, grpcio.names, arrival.address)
         except OSError as error:
             _log.error("grpc.aio takes no connection", extra={"why": str(error)})
             client.abort()
@@ -305,7 +310,7 @@ class Port:
         arrival.handed_over = True
         splice = Splice(client, ended)
         self.splices.add(splice)
-        splice.join(server, opening, greeted=greeted)
+        splice.join(server, waiting, opening, greeted=greeted)
 
     async def _drain_h2(self, seconds: float) -> None:
         for connection in tuple(self.h2):
@@ -383,7 +388,7 @@ class _Arrival(asyncio.Protocol):
                 choice = Choice.H2
             elif sniffer.wants_greeting:
                 sniffer.greeted = True
-                self.transport.write(GREETING)
+                self.transport.write(port.greeting)
                 return
             else:
                 return

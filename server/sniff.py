@@ -10,7 +10,7 @@ from hpack.exceptions import HPACKError
 from lakemesh.server import h2_frames as h2
 
 _HELD_BYTES = 65536
-"""Held before a choice: more than any well-behaved peer sends before its first request's end."""
+"""Read before a choice: more than any well-behaved peer sends up to its first HEADERS' end."""
 _MAX_INCREMENT = h2.MAX_WINDOW - h2.DEFAULT_WINDOW
 _GRPC = b"application/grpc"
 _FORWARDING = (b"x-forwarded-", b"x-envoy-")
@@ -32,7 +32,7 @@ class Sniffer:
 
     A gRPC client sends its preface and SETTINGS and waits for the server's SETTINGS before its
     first HEADERS (measured, grpcio 1.85), and h2spec also waits for an acknowledgement of its own.
-    So a peer in that state has to be greeted (`wants_greeting`, `GREETING`), and whoever takes
+    So a peer in that state has to be greeted (`wants_greeting`, `greeting`), and whoever takes
     the connection later leaves one acknowledgement out in each direction (`AckFilter`).
     """
 
@@ -76,13 +76,15 @@ class Sniffer:
     def _frame(self) -> Choice | None:
         """Read one frame at `_at`; `_CONTINUE` when there may be another one behind it."""
         held, at = self.held, self._at
-        if len(held) > _HELD_BYTES:
-            return Choice.H2
         if len(held) - at < 9:
-            return None
+            return None if at < _HELD_BYTES else Choice.H2
         word, flags, stream = h2.frame_header.unpack_from(held, at)
         kind, length = word & 0xFF, word >> 8
-        if length > h2.FRAME_BYTES or not self._expected(kind, flags, stream, length):
+        if (
+            at >= _HELD_BYTES
+            or length > h2.FRAME_BYTES
+            or not self._expected(kind, flags, stream, length)
+        ):
             return Choice.H2
         end = at + 9 + length
         if len(held) < end:
@@ -175,8 +177,16 @@ def _choice_by_headers(block: bytes) -> Choice:
 
 _ACK_FRAME = h2.frame(h2.SETTINGS, h2.ACK, 0)
 
-GREETING = h2.settings({}) + _ACK_FRAME
-"""Our SETTINGS, all at their defaults, and the acknowledgement of the peer's."""
+
+def greeting(streams: int, header_list_bytes: int) -> bytes:
+    """Our SETTINGS, with limits that whoever takes the connection keeps, and the acknowledgement
+    of the peer's."""
+    ours = {
+        h2.SETTINGS_MAX_CONCURRENT_STREAMS: streams,
+        h2.SETTINGS_MAX_HEADER_LIST_SIZE: header_list_bytes,
+    }
+    return h2.settings(ours) + _ACK_FRAME
+
 
 FAREWELL = h2.goaway(0, h2.ErrorCode.NO_ERROR)
 """For a greeted peer that never asked anything: it may connect again and lose nothing."""

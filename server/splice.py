@@ -103,7 +103,9 @@ class Splice:
         self.ended = False
         """One direction is over."""
 
-    def join(self, server: asyncio.Transport, opening: bytes, *, greeted: bool) -> None:
+    def join(
+        self, server: asyncio.Transport, waiting: Waiting, opening: bytes, *, greeted: bool
+    ) -> None:
         """Begin: `opening` is what the client sent so far; its reading is paused until here.
 
         With `greeted`, the SETTINGS both sides exchange were already acknowledged to the client
@@ -117,8 +119,11 @@ class Splice:
             if from_client.done:
                 from_client = None
         self._client.set_protocol(_Pipe(self, self._client, server, from_client))
-        server.set_protocol(_Pipe(self, server, self._client, from_server))
+        answers = _Pipe(self, server, self._client, from_server)
+        server.set_protocol(answers)
         server.write(opening)
+        if waiting.held:
+            answers.data_received(waiting.held)
         self._client.resume_reading()
 
     def lost(self) -> None:
@@ -174,14 +179,26 @@ class PeerNames:
             Path(key[5:]).unlink(missing_ok=True)
 
 
-class _Waiting(asyncio.Protocol):
-    """Holds the unix connection for the moment between its making and the join."""
+class Waiting(asyncio.Protocol):
+    """Holds the unix connection for the moment between its making and the join.
 
-    __slots__ = ()
+    grpc sends its SETTINGS as soon as it accepts: they are kept for the client. (Pausing the
+    transport in `connection_made` does not keep uvloop from reading.)
+    """
+
+    __slots__ = ("held",)
+
+    def __init__(self) -> None:
+        self.held = b""
+
+    def data_received(self, data: bytes) -> None:
+        self.held += data
 
 
-async def connect(path: Path, names: PeerNames, address: str) -> tuple[asyncio.Transport, str]:
-    """A connection to the grpc.aio server at `path`, and the key of its name.
+async def connect(
+    path: Path, names: PeerNames, address: str
+) -> tuple[asyncio.Transport, Waiting, str]:
+    """A connection to the grpc.aio server at `path`, what holds it, and the key of its name.
 
     Raises OSError when that server does not take it within five seconds.
     """
@@ -201,9 +218,9 @@ async def connect(path: Path, names: PeerNames, address: str) -> tuple[asyncio.T
                 if loop.time() > give_up:
                     raise
             await asyncio.sleep(_RETRY_SECONDS)
-        transport, _ = await loop.create_unix_connection(_Waiting, sock=sock)
+        transport, waiting = await loop.create_unix_connection(Waiting, sock=sock)
     except BaseException:
         sock.close()
         names.forget(key)
         raise
-    return transport, key
+    return transport, waiting, key
