@@ -13,8 +13,9 @@ from lakemesh.telemetry.spool import HEADER, MAGIC, MAX_FRAME_BYTES, SpoolDirect
 
 log = logging.getLogger(__name__)
 
-_READ_BYTES = 4 << 20
-_FRAMES_AT_A_STRETCH = 500
+_READ_BYTES = 256 << 10
+"""Read at once: some hundreds of usual frames, which take about half a millisecond."""
+_BATCH_BYTES = 16 << 20
 _GIVE_WAY_SECONDS = 0.0002
 
 
@@ -57,99 +58,107 @@ class SpoolCursor:
         up_to is the last sequence known to be whole when the owner is still writing; without it the
         directory is a dead worker's, whose last frame may be torn and was then never acknowledged.
         """
-        if up_to is not None and self.sequence >= up_to:
+        last = (1 << 64) - 1 if up_to is None else up_to
+        taken = _Taken(self.sequence, last, max_spans)
+        if self.sequence < last:
+            for first, path, is_newest in self._unread_segments():
+                if first > last:
+                    break
+                if first != self._first:
+                    self._first, self._offset = first, 0
+                try:
+                    self._read_segment(path, taken, is_newest)
+                except FileNotFoundError:
+                    continue
+                if taken.full:
+                    break
+        if not taken.payloads:
             return None
-        payloads: list[bytes] = []
-        spans = 0
-        size = 0
-        for sequence, count, payload in self._frames(up_to):
-            payloads.append(payload)
-            spans += count
-            size += len(payload)
-            last = sequence
-            if spans >= max_spans or size >= _READ_BYTES * 4:
-                break
-            if len(payloads) % _FRAMES_AT_A_STRETCH == 0:
-                give_way()
-        if not payloads:
-            return None
-        self.sequence = last
-        return Batch(self.directory.id, tuple(payloads), spans, last)
+        self.sequence = taken.sequence
+        return Batch(self.directory.id, tuple(taken.payloads), taken.spans, taken.sequence)
 
-    def back_to(self, sequence: int) -> None:
-        """Forgets the place, so that reading goes on after `sequence` (a batch that failed)."""
-        self.sequence = sequence
-        self._first = -1
-
-    def _frames(self, up_to: int | None) -> Iterator[tuple[int, int, bytes]]:
+    def _unread_segments(self) -> Iterator[tuple[int, Path, bool]]:
         segments = self.directory.segments()
         for index, (first, path) in enumerate(segments):
-            following = segments[index + 1][0] if index + 1 < len(segments) else None
-            if following is not None and following <= self.sequence + 1:
-                continue
-            if up_to is not None and first > up_to:
-                return
-            if first != self._first:
-                self._first, self._offset = first, 0
-            try:
-                yield from self._segment(path, up_to, last=following is None)
-            except FileNotFoundError:
-                continue
+            is_newest = index + 1 == len(segments)
+            if is_newest or segments[index + 1][0] > self.sequence + 1:
+                yield first, path, is_newest
 
-    def _segment(
-        self, path: Path, up_to: int | None, *, last: bool
-    ) -> Iterator[tuple[int, int, bytes]]:
+    def _read_segment(self, path: Path, taken: _Taken, is_newest: bool) -> None:
         with path.open("rb") as file:
             if self._offset == 0:
                 if file.read(len(MAGIC)) != MAGIC:
-                    self._report_damage(path, 0)
+                    self._report_damage(path)
                     return
                 self._offset = len(MAGIC)
-            while True:
+            while not taken.full:
                 file.seek(self._offset)
                 data = file.read(_READ_BYTES)
-                start = self._offset
-                used = 0
-                for end, sequence, count, payload in _whole_frames(data):
-                    used = end
-                    if up_to is not None and sequence > up_to:
-                        return
-                    self._offset = start + end
-                    if sequence > self.sequence:
-                        yield sequence, count, payload
-                if used:
+                used = taken.take(data)
+                if not used and len(data) == _READ_BYTES:
+                    # One long frame, or damage: enough for the longest and a look behind it.
+                    data += file.read(2 * MAX_FRAME_BYTES)
+                    used = taken.take(data)
+                self._offset += used
+                give_way()
+                if used or taken.full:
                     continue
                 # Nothing whole here: the end, a torn tail, or damage.
                 skip = _skippable(data)
-                if skip:
-                    self._report_damage(path, self._offset)
-                    self._offset += skip
-                    continue
-                if data and not last:
-                    self._report_damage(path, self._offset)
-                return
+                if not skip:
+                    if data and not is_newest:
+                        self._report_damage(path)
+                    return
+                self._report_damage(path)
+                self._offset += skip
 
-    def _report_damage(self, path: Path, offset: int) -> None:
+    def _report_damage(self, path: Path) -> None:
         self.damaged += 1
-        log.warning("the spool is damaged", extra={"segment": str(path), "offset": offset})
+        log.warning("the spool is damaged", extra={"segment": str(path), "offset": self._offset})
 
 
-def _whole_frames(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The leading frames of data that are whole: (end offset, sequence, spans, payload)."""
-    size = len(data)
-    header = HEADER.size
-    unpack = HEADER.unpack_from
-    offset = 0
-    while offset + header <= size:
-        length, crc, sequence, count = unpack(data, offset)
-        end = offset + header + length
-        if length == 0 or length > MAX_FRAME_BYTES or end > size:
-            return
-        payload = data[offset + header : end]
-        if zlib.crc32(payload, sequence & 0xFFFFFFFF) != crc:
-            return
-        yield end, sequence, count, payload
-        offset = end
+class _Taken:
+    """The frames collected for one batch. One flat loop: it runs once for every span."""
+
+    __slots__ = ("_last", "_max_spans", "_size", "full", "payloads", "sequence", "spans")
+
+    def __init__(self, after: int, last: int, max_spans: int) -> None:
+        self.payloads: list[bytes] = []
+        self.spans = 0
+        self.sequence = after
+        self.full = False
+        self._last = last
+        self._max_spans = max_spans
+        self._size = 0
+
+    def take(self, data: bytes) -> int:
+        """Takes the leading whole frames of data; returns where they end."""
+        size = len(data)
+        header = HEADER.size
+        unpack, crc32 = HEADER.unpack_from, zlib.crc32
+        offset = 0
+        while offset + header <= size:
+            length, crc, sequence, spans = unpack(data, offset)
+            end = offset + header + length
+            if length == 0 or length > MAX_FRAME_BYTES or end > size:
+                break
+            payload = data[offset + header : end]
+            if crc32(payload, sequence & 0xFFFFFFFF) != crc:
+                break
+            if sequence > self._last:
+                self.full = True
+                break
+            offset = end
+            if sequence <= self.sequence:
+                continue
+            self.payloads.append(payload)
+            self.sequence = sequence
+            self.spans += spans
+            self._size += length
+            if self.spans >= self._max_spans or self._size >= _BATCH_BYTES:
+                self.full = True
+                break
+        return offset
 
 
 def _skippable(data: bytes) -> int:
@@ -160,4 +169,5 @@ def _skippable(data: bytes) -> int:
     end = HEADER.size + length
     if length == 0 or length > MAX_FRAME_BYTES or end >= len(data):
         return 0
-    return end if next(_whole_frames(data[end:]), None) is not None else 0
+    following = _Taken(-1, (1 << 64) - 1, 1)
+    return end if following.take(data[end:]) else 0

@@ -190,6 +190,17 @@ def test_a_span_too_long_for_a_frame_is_shortened(directory: SpoolDirectory) -> 
     assert len(orjson.loads(rows[0][10])["prompt"]) == 4096
 
 
+def test_long_frames_among_short_ones_are_read(directory: SpoolDirectory) -> None:
+    writer = SpoolWriter(directory)
+    lengths = [10, 900_000, 10, 300_000, 262_144, 10]
+    for length in lengths:
+        span = new_span()
+        span.attributes = {"text": "x" * length}
+        writer.record(span)
+    read = [len(orjson.loads(row[10])["text"]) for row in spooled_rows(directory)]
+    assert read == lengths
+
+
 def test_a_full_spool_refuses_counts_and_says_so(
     directory: SpoolDirectory, caplog: pytest.LogCaptureFixture
 ) -> None:
