@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 
-import h2_peer
 import pytest
-from h2_serving import Packet, Served, serve
 from hpack import Encoder
 
 from lakemesh.server.h2_limits import H2Limits
+from tests.h2 import h2_peer
+from tests.h2.h2_serving import Packet, Served, serve
 
 WAIT = 5.0
 CALM = 11  # ENHANCE_YOUR_CALM

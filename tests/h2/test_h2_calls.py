@@ -8,12 +8,12 @@ import json
 from typing import Any
 
 import grpc
-import h2_peer
 import pytest
-from h2_serving import SERVICE, Packet, serve
 from hpack import Encoder
 
 from lakemesh.server.h2_limits import H2Limits
+from tests.h2 import h2_peer
+from tests.h2.h2_serving import SERVICE, Packet, serve
 
 WAIT = 5.0
 
