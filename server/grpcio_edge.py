@@ -30,7 +30,7 @@ _CUT_SECONDS = 0.5
 _SOCKET = "grpc"
 
 
-def options(message_bytes: int, metadata_bytes: int, streams: int) -> list[tuple[str, int]]:
+def options(message_bytes: int, metadata_bytes: int) -> list[tuple[str, int]]:
     """The channel arguments of the server, each with its reason."""
     return [
         ("grpc.max_receive_message_length", message_bytes),
@@ -38,7 +38,6 @@ def options(message_bytes: int, metadata_bytes: int, streams: int) -> list[tuple
         # Between the soft and the hard limit grpc refuses at random: make them one.
         ("grpc.max_metadata_size", metadata_bytes),
         ("grpc.absolute_max_metadata_size", metadata_bytes),
-        ("grpc.max_concurrent_streams", streams),
         # Without these three, 0.4-9 % of 2,000 concurrent calls on one channel end CANCELLED.
         ("grpc.server.max_pending_requests", 10_000),
         ("grpc.server.max_pending_requests_hard_limit", 20_000),
@@ -52,8 +51,7 @@ def options(message_bytes: int, metadata_bytes: int, streams: int) -> list[tuple
 class GrpcioEdge:
     """Serves the table's RPCs by grpc.aio at `path`, for connections the port joins to it."""
 
-    def __init__(self, services: ServiceTable, pipeline: Pipeline, *, streams: int) -> None:
-        """`streams` may be open on one connection; a client lets further calls wait."""
+    def __init__(self, services: ServiceTable, pipeline: Pipeline) -> None:
         self.services = services
         self.pipeline = pipeline
         self.closing = ""
@@ -65,9 +63,7 @@ class GrpcioEdge:
         self.idle = asyncio.Event()
         self.idle.set()
         limits = pipeline.limits
-        self._server = grpc.aio.server(
-            options=options(limits.message_bytes, limits.metadata_bytes, streams)
-        )
+        self._server = grpc.aio.server(options=options(limits.message_bytes, limits.metadata_bytes))
         self._server.add_generic_rpc_handlers((_Handlers(self),))
 
     async def start(self) -> None:

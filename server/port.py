@@ -111,11 +111,7 @@ class Port:
         self.tls = tls
         self.terminates_grpc = grpc_edge == "h2"
         self.http1 = Http1Edge(app, limits, self.state)
-        self.grpcio = (
-            None
-            if self.terminates_grpc
-            else GrpcioEdge(services, pipeline, streams=limits.h2.concurrent_streams)
-        )
+        self.grpcio = None if self.terminates_grpc else GrpcioEdge(services, pipeline)
         self.greeting = greeting(limits.h2.concurrent_streams, limits.h2.header_list_bytes)
         self.arrivals: Deadlines[_Arrival] = Deadlines(
             limits.first_request_seconds, lambda arrival: arrival.too_slow()
@@ -296,9 +292,10 @@ class Port:
             _log.error("grpc.aio takes no connection", extra={"why": str(error)})
             client.abort()
             return
-        if client.is_closing():
-            # Gone in the meantime; its protocol, the arrival, has released it.
+        if client.is_closing() or server.is_closing():
+            # Gone in the meantime; the client's protocol is still the arrival, which releases it.
             server.abort()
+            client.abort()
             grpcio.names.forget(key)
             return
 
