@@ -244,7 +244,9 @@ class EmbeddedPostgres:
             time.sleep(_POLL_SECONDS * 10)
 
     def _stop(self) -> None:
-        pid = self._pid()
+        # Our own child is known for certain; one taken over is known by the pid file.
+        child = self._process
+        pid = child.pid if child is not None and child.poll() is None else self._pid()
         if pid is None:
             return
         for how in (signal.SIGINT, signal.SIGQUIT):  # fast, then immediate shutdown

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 WATCH_SECONDS = 1.0
 """How often the owner of an embedded server looks whether it still runs."""
+CLOSE_SECONDS = 5.0
+"""Longest that closing waits for a start under way."""
 _RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
 
 
@@ -127,8 +129,7 @@ class _RecoveringMemory:
 
     async def _try(self) -> None:
         try:
-            if self._server is not None:
-                await asyncio.to_thread(self._server.ensure_running)
+            await self._ensure_server()
             self._inner = await PostgresMemoryStore.open(
                 self._dsn, self._embedder, collection=self._collection
             )
@@ -137,6 +138,17 @@ class _RecoveringMemory:
             if error.reason != self._reason:
                 _log.warning("memory is degraded", extra={"reason": error.reason})
             self._reason = error.reason
+
+    async def _ensure_server(self) -> None:
+        if self._server is None:
+            return
+        starting = asyncio.create_task(asyncio.to_thread(self._server.ensure_running))
+        try:
+            await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # The thread goes on; a server must not start after `close` has stopped it.
+            await asyncio.wait([starting], timeout=CLOSE_SECONDS)
+            raise
 
     async def _keep(self) -> None:
         failures = 0
@@ -151,7 +163,7 @@ class _RecoveringMemory:
             try:
                 if self._server is not None and not self._server.running():
                     _log.warning("embedded Postgres is gone; starting it again")
-                    await asyncio.to_thread(self._server.ensure_running)
+                    await self._ensure_server()
                 if self._inner.problem():
                     await self._inner.probe()
             except MemoryUnavailable as error:

@@ -42,6 +42,9 @@ CALL_SECONDS = 5.0
 BATCH_SECONDS = 120.0
 """The same for a batch of stores."""
 CONNECT_SECONDS = 5
+FAIL_FAST_SECONDS = 6.0
+"""How long calls are refused at once after one found no database, unless a probe finds it sooner:
+else each of them would wait CALL_SECONDS in vain, and they would pile up."""
 POOL_SIZE = 8
 MAX_WAITING = 4096
 """Calls that may wait for a connection; more are refused at once rather than piled up."""
@@ -75,6 +78,7 @@ class PostgresMemoryStore:
         self._pool = pool
         self._embedder = embedder
         self._problem = ""
+        self._refuse_until = 0.0
         self._insert = _insert_statement(collection_id)
         self._nearest = {
             (by_agent, filtered, exact): _nearest_statement(
@@ -243,6 +247,7 @@ class PostgresMemoryStore:
         async def ask(connection: Connection) -> None:
             await connection.execute("select 1")
 
+        self._refuse_until = 0.0
         await self._run(ask, CALL_SECONDS)
 
     async def close(self) -> None:
@@ -271,6 +276,9 @@ class PostgresMemoryStore:
 
         Trying again is safe: a query changes nothing, and an insert carries an id made here.
         """
+        clock = asyncio.get_running_loop().time
+        if clock() < self._refuse_until:
+            raise MemoryUnavailable(self._problem)
         try:
             async with asyncio.timeout(seconds):
                 for pause in _RETRY_SECONDS:
@@ -278,7 +286,7 @@ class PostgresMemoryStore:
                     try:
                         async with self._pool.connection() as connection:
                             result = await work(connection)
-                        self._problem = ""
+                        self._problem, self._refuse_until = "", 0.0
                         return result
                     except (
                         psycopg.errors.QueryCanceled,
@@ -293,8 +301,12 @@ class PostgresMemoryStore:
                 raise failure
         except psycopg_pool.TooManyRequests:
             raise MemoryUnavailable("too many calls are waiting for the database") from None
+        except psycopg.errors.QueryCanceled as error:
+            # The database is there, only this statement was too slow.
+            raise MemoryUnavailable(_reason(error)) from error
         except (psycopg.OperationalError, psycopg.InterfaceError, TimeoutError) as error:
             self._problem = _reason(error)
+            self._refuse_until = clock() + FAIL_FAST_SECONDS
             raise MemoryUnavailable(self._problem) from error
         except psycopg.DataError as error:
             raise InvalidMemory("memory", _reason(error)) from error

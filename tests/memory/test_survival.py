@@ -155,6 +155,33 @@ async def test_a_database_that_is_down_degrades_memory_and_is_used_when_it_comes
         await asyncio.to_thread(postgres.stop)
 
 
+@pytest.mark.slow
+async def test_while_the_database_is_gone_only_the_first_call_waits(
+    tmp_path: Path, embedder: SentenceEncoder
+) -> None:
+    postgres = EmbeddedPostgres(tmp_path)
+    await asyncio.to_thread(postgres.ensure_running)
+    memory = await open_memory(tmp_path / "unused", postgres.dsn, embedder=embedder)
+    try:
+        await memory.store("while it lasted")
+        await asyncio.to_thread(postgres.stop)
+        with pytest.raises(MemoryUnavailable):
+            await memory.retrieve("while it lasted")
+        began = time.monotonic()
+        for _ in range(100):
+            with pytest.raises(MemoryUnavailable):
+                await memory.retrieve("while it lasted")
+        assert time.monotonic() - began < 1
+        assert memory.problem() != ""
+        await asyncio.to_thread(postgres.ensure_running)
+        await eventually_stores(memory, "back again")
+        assert len(await memory.retrieve("while it lasted")) == 2
+        assert memory.problem() == ""
+    finally:
+        await memory.close()
+        await asyncio.to_thread(postgres.stop)
+
+
 async def test_an_embedded_server_that_cannot_start_degrades_memory(
     tmp_path: Path, embedder: SentenceEncoder
 ) -> None:
