@@ -31,6 +31,7 @@ GrpcEdge = Literal["grpcio", "h2"]
 _BACKLOG = 4096
 _COMPLAINT_SECONDS = 60.0
 _CLOSE_SECONDS = 1.0
+_ARRIVAL_SECONDS = 0.1
 _SETTINGS_ACK = frame(SETTINGS, ACK, 0)
 
 
@@ -178,6 +179,9 @@ class Port:
         started = time.monotonic()
         self._stop_accepting()
         self._draining = True
+        if len(self.arrivals):
+            # Whose first request is on its way gets it served.
+            await asyncio.sleep(min(_ARRIVAL_SECONDS, seconds))
         for arrival in self.arrivals.items():
             arrival.close()
         if self._joining:

@@ -47,6 +47,7 @@ def _describe() -> None:
     service = file.service.add(name="PortService")
     for name, client, server in (
         ("Echo", False, False),
+        ("Plain", False, False),
         ("Who", False, False),
         ("Wait", False, False),
         ("Fail", False, False),
@@ -81,6 +82,9 @@ class Service:
     async def Echo(self, request: Any, context: Any) -> Any:
         await context.send_initial_metadata((("first", "1"),))
         context.set_trailing_metadata((("last-bin", b"\x00\xff"),))
+        return request
+
+    async def Plain(self, request: Any, context: Any) -> Any:
         return request
 
     async def Who(self, request: Any, context: Any) -> Any:
@@ -249,7 +253,7 @@ def call(channel: grpc.aio.Channel, name: str, request: Any, **options: Any) -> 
     )(request, **{"timeout": 5, **options})
 
 
-async def _worker(grpc_edge: GrpcEdge, failure: str) -> Served:
+async def _worker(grpc_edge: Any, failure: str) -> Served:
     if failure == "setting":
         raise StartFailed("LAKEMESH_COLOUR is not a colour", 2)
     if failure == "hang":
@@ -273,7 +277,9 @@ def main(what: str, host: str, port: str, *more: str) -> int:
     options = dict(option.split("=") for option in more)
     return run_worker(
         functools.partial(
-            _worker, options.get("edge", "grpcio"), options.get("failure", "")  # type: ignore[arg-type]
+            _worker,
+            options.get("edge", "grpcio"),
+            options.get("failure", ""),
         ),
         host=host,
         port=int(port),

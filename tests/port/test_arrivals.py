@@ -310,8 +310,9 @@ async def test_a_peer_with_too_many_connections_is_turned_away() -> None:
         reader, writer = await served.open()
         writer.write(GET)
         assert (await answer_of(reader))[0] == 200
-        for _, writer in [*kept, (reader, writer)]:
-            writer.close()
+        writer.close()
+        for _, one in kept:
+            one.close()
 
 
 async def test_nothing_is_left_when_all_clients_are_gone(served: Served) -> None:
