@@ -1,7 +1,7 @@
 """Every command block of the README, run as printed against a running server.
 
-Only the port differs, and where programs lie: `localhost:8000` becomes the test server's address and
-the server's data directory is given to `lakemesh` by its environment variable.
+Only the port differs, and where programs lie: `localhost:8000` becomes the address of the server
+under test, whose data directory `lakemesh` is given by its environment variable.
 """
 
 from __future__ import annotations
