@@ -62,6 +62,7 @@ class Transport(ABC):
     async def raw(self, body: bytes) -> dict[str, Any]:
         """Execute with these bytes as the request."""
 
+    @abstractmethod
     async def hang_up(self) -> None:
         """Go away after a call was cancelled, where cancelling alone does not tell the server."""
 
@@ -142,6 +143,9 @@ class GrpcTransport(Transport):
             await call(b"")
         except grpc.aio.AioRpcError as error:
             raise failed_grpc(error) from None
+
+    async def hang_up(self) -> None:
+        """Cancelling resets the stream, which tells the server enough."""
 
     async def close(self) -> None:
         await self._channel.close()
