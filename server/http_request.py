@@ -12,8 +12,8 @@ from lakemesh.server.http_errors import HttpError
 PATIENCE_SECONDS = 0.02
 """How long a call runs before somebody watches its connection.
 
-Most calls have ended by then and are spared the cost of a second task (8 us of 30); a caller who
-leaves is noticed that much later at most.
+At least that long, at most twice. Most calls have ended by then and are spared a second task; a
+caller who leaves is noticed that much later.
 """
 
 DISCARDED = 4
@@ -86,23 +86,57 @@ def _too_large(limit: int) -> HttpError:
     return HttpError(413, f"the body is larger than {limit} bytes")
 
 
+class Watches:
+    """Looks every PATIENCE_SECONDS for calls that have become old enough to be watched.
+
+    One timer for all calls, and none while there are none.
+    """
+
+    __slots__ = ("_armed", "new", "old")
+
+    def __init__(self) -> None:
+        self.new: set[Watch] = set()
+        """Entered since the last look."""
+        self.old: set[Watch] = set()
+        """There at the last look, and not watched yet."""
+        self._armed = False
+
+    def add(self, watch: Watch) -> None:
+        self.new.add(watch)
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._look)
+
+    def _look(self) -> None:
+        grown, self.old, self.new = self.old, self.new, set()
+        for watch in grown:
+            watch.start()
+        self._armed = bool(self.old)
+        if self._armed:
+            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._look)
+
+
 class Watch:
     """Cancels the task it was entered in when the caller's connection closes.
 
     Leaving swallows that cancellation, and no other.
     """
 
-    __slots__ = ("_gone", "_receive", "_task", "_timer", "_watcher")
+    __slots__ = ("_gone", "_receive", "_task", "_watcher", "_watches")
 
-    def __init__(self, receive: Any, patience: float = PATIENCE_SECONDS) -> None:
+    def __init__(self, receive: Any, watches: Watches, *, at_once: bool = False) -> None:
         self._receive = receive
+        self._watches = watches
         self._gone = False
         self._watcher: asyncio.Task[None] | None = None
-        loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task(loop)
-        self._timer = loop.call_later(patience, self._start)
+        self._task = asyncio.current_task()
+        if at_once:
+            self.start()
+        else:
+            watches.add(self)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Begin to wait for the connection's end."""
         self._watcher = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
@@ -121,7 +155,8 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
-        self._timer.cancel()
+        self._watches.new.discard(self)
+        self._watches.old.discard(self)
         if self._watcher is None:
             return False
         self._watcher.cancel()

@@ -25,7 +25,7 @@ from lakemesh.server.http_errors import (
     send_error,
 )
 from lakemesh.server.http_headers import from_metadata, to_metadata
-from lakemesh.server.http_request import CallerGone, Watch, read_body
+from lakemesh.server.http_request import CallerGone, Watch, Watches, read_body
 from lakemesh.server.http_rule import Binding, Found, Router, bindings_of, field_at
 from lakemesh.server.json_codec import JsonCodec
 from lakemesh.server.json_read import Fill
@@ -185,6 +185,7 @@ class Transcoder:
         """Compiles all routes; HttpRuleError names what cannot be served."""
         self.codec = codec or JsonCodec()
         self._pipeline = pipeline
+        self._watches = Watches()
         parameters = Parameters(self.codec)
         self.routes = [
             Route(method, binding, self.codec, parameters)
@@ -239,10 +240,10 @@ class Transcoder:
                 await send_error(send, self.codec, error)
             return
         if method.server_streaming:
-            with Watch(receive, 0.0):
+            with Watch(receive, self._watches, at_once=True):
                 await self._stream(route, call, request, send, events=events)
         else:
-            with Watch(receive):
+            with Watch(receive, self._watches):
                 await self._unary(route, call, request, send)
 
     async def _unary(self, route: Route, call: Call, request: Any, send: Any) -> None:

@@ -79,7 +79,7 @@ class ProbeServicer:
 
     async def Headers(self, request: Any, context: Call) -> Any:
         await context.send_initial_metadata((("x-answer", "42"), ("x-evil", "a\r\nset-cookie: b")))
-        labels = {}
+        labels: dict[str, str] = {}
         for key, value in context.invocation_metadata():
             text = value if isinstance(value, str) else value.hex()
             labels[key] = f"{labels[key]}|{text}" if key in labels else text

@@ -11,7 +11,9 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lakemesh.server.json_codec import MAX_DEPTH, JsonCodec, JsonError
+from lakemesh.server.json_codec import JsonCodec
+from lakemesh.server.json_read import MAX_DEPTH
+from lakemesh.server.json_wellknown import JsonError
 from tests.facade.probe_contract import kind
 
 CODEC = JsonCodec()
@@ -73,7 +75,7 @@ def _messages(draw: st.DrawFn, descriptor: Descriptor, depth: int = 0) -> Any:
         message.extend(draw(st.lists(_JSON, max_size=3)))
     elif name == "google.protobuf.Value":
         holder = {"": draw(_JSON)}
-        json_format.ParseDict(holder[""], message)
+        json_format.ParseDict(holder[""], message)  # type: ignore[arg-type]
     else:
         names = [field.name for field in descriptor.fields]
         wanted = draw(st.lists(st.sampled_from(names), max_size=8, unique=True))
