@@ -81,9 +81,9 @@ class Peer:
         elif answer is None:
             return
         elif isinstance(event, h2.events.ResponseReceived):
-            answer.headers = dict(event.headers)
+            answer.headers = dict(event.headers)  # type: ignore[arg-type]  # decoded to str
         elif isinstance(event, h2.events.TrailersReceived):
-            answer.trailers = dict(event.headers)
+            answer.trailers = dict(event.headers)  # type: ignore[arg-type]  # decoded to str
         elif isinstance(event, h2.events.DataReceived):
             answer.body += event.data
             if self.reading and event.flow_controlled_length:

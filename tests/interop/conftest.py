@@ -68,7 +68,7 @@ async def served_port(request: pytest.FixtureRequest, messages: Any) -> AsyncIte
             yield number
         return
     edge = "h2" if request.param.endswith("h2") else "grpcio"
-    port = Port(app=HttpApp(), services=services, pipeline=make_pipeline(), grpc_edge=edge)
+    port = Port(app=HttpApp(), services=services, pipeline=make_pipeline(), grpc_edge=edge)  # type: ignore[arg-type]
     await port.start(bind("127.0.0.1", 0))
     try:
         yield port.port
