@@ -40,9 +40,9 @@ from lakemesh.server.h2_frames import (
     SETTINGS_MAX_HEADER_LIST_SIZE,
     WINDOW_UPDATE,
     WITH_PRIORITY,
+    ConnectionFault,
     ErrorCode,
     MalformedRequest,
-    RequestHead,
     check_trailers,
     frame,
     frame_header,
@@ -50,16 +50,13 @@ from lakemesh.server.h2_frames import (
     rst_stream,
     setting,
     settings,
+    strip_headers,
     window_update,
 )
-from lakemesh.server.h2_grpc import GrpcHead, GrpcStream, is_grpc
-from lakemesh.server.h2_hpack import (
-    NO_DYNAMIC_TABLE,
-    HeaderBlockError,
-    HeaderDecoder,
-    HeaderListTooLarge,
-)
+from lakemesh.server.h2_grpc import GrpcHead, GrpcStream
+from lakemesh.server.h2_heads import HeadReader
 from lakemesh.server.h2_limits import Bucket, H2Limits
+from lakemesh.server.h2_output import H2Output
 from lakemesh.server.h2_stream import Stream
 
 if TYPE_CHECKING:
@@ -69,25 +66,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _DRAIN_PING = b"lm-drain"
-_REMEMBERED_HEADS = 64
-_REMEMBERED_BLOCK_BYTES = 512
 _REMEMBERED_RESETS = 4096
-_BATCH_BYTES = 65536
 _CLOSE_SECONDS = 2.0
 _LINGER_SECONDS = 0.5
-_STALL_CHECKS = 4
 
 
-class _ConnectionError(Exception):
-    """A rule of the connection was broken: GOAWAY with this code."""
-
-    def __init__(self, code: ErrorCode, why: str) -> None:
-        super().__init__(why)
-        self.code = code
-        self.why = why
-
-
-class H2Connection(asyncio.Protocol):
+class H2Connection(H2Output):
     """Serves HTTP/2 on one transport, cleartext or already decrypted.
 
     Whoever accepted the transport calls `transport.set_protocol(connection)`,
@@ -116,12 +100,12 @@ class H2Connection(asyncio.Protocol):
         self.app = app
         self.services = services
         self.pipeline = pipeline
-        self.limits = limits = limits or H2Limits()
+        limits = limits or H2Limits()
+        super().__init__(limits)
         self.scheme = scheme
         self.state = state
         self.compress_answers = compress_answers
         self._on_closed = on_closed
-        self.loop = asyncio.get_running_loop()
         self.closed: asyncio.Future[None] = self.loop.create_future()
         self.client: tuple[str, int] | None = None
         self.server: tuple[str, int] | None = None
@@ -129,43 +113,26 @@ class H2Connection(asyncio.Protocol):
         self.ready: list[Stream] = []
         """Streams whose work starts when the bytes at hand are read: a reset may be among them."""
 
-        # What the peer lets us send.
-        self.peer_window = DEFAULT_WINDOW
-        self.peer_frame_bytes = FRAME_BYTES
-        self.send_window = DEFAULT_WINDOW
-        self.write_paused = False
-
         # What the peer may send.
         self.held = 0
         self._recv_window = limits.connection_window
         self._uncredited = 0
 
-        self._transport: asyncio.Transport | None = None
         self._streams: dict[int, Stream] = {}
-        self._blocked: dict[int, Stream] = {}
         self._reset_here: dict[int, None] = {}
         self._zombies: set[Stream] = set()
         self._last_id = 0
         self._refuse_above = MAX_STREAM_ID
-        self._decoder = HeaderDecoder(limits.header_list_hard_bytes)
-        self._heads: dict[bytes, RequestHead | GrpcHead] = {}
-        self._first_block = True
+        self._heads = HeadReader(services, limits)
         self._buffer = b""
         self._started = False
         self._settled = False
         self._finished = False
-        self._lost = False
         self._draining = False
         self._open_block: bytearray | None = None
         self._open_id = 0
         self._open_flags = 0
         self._continuations = 0
-
-        self._out: list[bytes] = []
-        self._out_bytes = 0
-        self._batching = False
-        self._backlog = 0
-        self._read_paused = False
 
         self.ping_strikes = 0
         self._ping_at = 0.0
@@ -174,8 +141,6 @@ class H2Connection(asyncio.Protocol):
         self._idle_frames = Bucket(limits.idle_frames, limits.idle_frames_per_second)
         self._head_timer: asyncio.TimerHandle | None = None
         self._request_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._write_paused_at = 0.0
 
     # asyncio.Protocol
 
@@ -213,7 +178,7 @@ class H2Connection(asyncio.Protocol):
                 for stream in ready:
                     if stream.alive:
                         stream.start()
-        except _ConnectionError as error:
+        except ConnectionFault as error:
             self._fail(error.code, error.why)
         finally:
             self._batching = False
@@ -233,19 +198,6 @@ class H2Connection(asyncio.Protocol):
         self._head_timer = self._request_timer = self._stall_timer = None
         self._abandon()
         self._maybe_closed()
-
-    def pause_writing(self) -> None:
-        self.write_paused = True
-        self._backlog = 0
-        self._write_paused_at = self.loop.time()
-        self._watch_stalls()
-
-    def resume_writing(self) -> None:
-        self.write_paused = False
-        if self._read_paused and self._transport is not None:
-            self._read_paused = False
-            self._transport.resume_reading()
-        self._pump()
 
     # Ending
 
@@ -352,56 +304,7 @@ class H2Connection(asyncio.Protocol):
         self._request_timer = None
         self._fail(ErrorCode.NO_ERROR, "no request")
 
-    def _watch_stalls(self) -> None:
-        if self._stall_timer is None and not self._lost:
-            self._stall_timer = self.loop.call_later(
-                self.limits.write_stall_seconds / _STALL_CHECKS, self._cut_stalled
-            )
-
-    def _cut_stalled(self) -> None:
-        self._stall_timer = None
-        oldest = self.loop.time() - self.limits.write_stall_seconds
-        if self.write_paused and self._write_paused_at < oldest and self._transport is not None:
-            self._transport.abort()
-            return
-        for stream in list(self._blocked.values()):
-            if stream.moved_at < oldest:
-                stream.reset(ErrorCode.CANCEL)
-        if self._blocked or self.write_paused:
-            self._watch_stalls()
-
     # What streams use
-
-    def write(self, data: bytes) -> None:
-        """Put frames on the wire, in order, merged with what the same turn writes."""
-        if self._batching:
-            self._out.append(data)
-            self._out_bytes += len(data)
-            if self._out_bytes >= _BATCH_BYTES:
-                self._flush()
-        elif self._transport is not None and not self._lost:
-            self._count_backlog(len(data))
-            self._transport.write(data)
-
-    def first_block(self, block: bytes) -> bytes:
-        """The block as the connection needs it: the first says that no table is used."""
-        if self._first_block:
-            self._first_block = False
-            return NO_DYNAMIC_TABLE + block
-        return block
-
-    @property
-    def plain_blocks(self) -> bool:
-        """Whether a constant header block may be sent as it is."""
-        return not self._first_block
-
-    def block(self, stream: Stream) -> None:
-        """The stream has data waiting."""
-        self._blocked[stream.id] = stream
-        self._watch_stalls()
-
-    def unblock(self, stream: Stream) -> None:
-        self._blocked.pop(stream.id, None)
 
     def forget(self, stream: Stream, *, reset_here: bool = False) -> None:
         """The stream ended, well or not."""
@@ -445,40 +348,11 @@ class H2Connection(asyncio.Protocol):
 
     def _count_reset(self) -> None:
         if not self._resets.take(self.loop.time()):
-            raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many resets")
 
     def _count_idle(self) -> None:
         if not self._idle_frames.take(self.loop.time()):
-            raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many idle frames")
-
-    def _count_backlog(self, size: int) -> None:
-        if self.write_paused:
-            self._backlog += size
-            if (
-                self._backlog > self.limits.write_backlog_bytes
-                and not self._read_paused
-                and self._transport is not None
-            ):
-                self._read_paused = True
-                self._transport.pause_reading()
-
-    def _flush(self) -> None:
-        out = self._out
-        if out:
-            data = b"".join(out) if len(out) > 1 else out[0]
-            out.clear()
-            self._out_bytes = 0
-            if self._transport is not None and not self._lost:
-                self._count_backlog(len(data))
-                self._transport.write(data)
-
-    def _pump(self) -> None:
-        """Let waiting streams send in turns while there is room."""
-        progress = True
-        while progress and self._blocked and not self.write_paused:
-            progress = False
-            for stream in list(self._blocked.values()):
-                progress |= stream.pump()
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many idle frames")
 
     def _close_if_done(self) -> None:
         if not self._streams and not self._finished:
@@ -491,7 +365,7 @@ class H2Connection(asyncio.Protocol):
         end = len(data)
         if not self._started:
             if data[:24] != PREFACE[:end]:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "no preface")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no preface")
             if end < 24:
                 self._buffer = data
                 return
@@ -503,7 +377,7 @@ class H2Connection(asyncio.Protocol):
             word, flags, stream_id = unpack(data, at)
             length = word >> 8
             if length > FRAME_BYTES:
-                raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "frame too large")
             stop = at + 9 + length
             if stop > end:
                 break
@@ -512,9 +386,9 @@ class H2Connection(asyncio.Protocol):
             at = stop
             stream_id &= MAX_STREAM_ID
             if self._open_block is not None and kind != CONTINUATION:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "header block interrupted")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "header block interrupted")
             if not self._settled and kind != SETTINGS:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "no settings")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "no settings")
             if kind == DATA:
                 stream = streams.get(stream_id)
                 if stream is None or flags & PADDED or length == 0:
@@ -535,7 +409,7 @@ class H2Connection(asyncio.Protocol):
         """A DATA frame of `length` bytes with its padding, `data` without."""
         self._recv_window -= length
         if self._recv_window < 0:
-            raise _ConnectionError(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
         self.credit(length)
         if not stream.remote_open:
             self.broken(stream.id, ErrorCode.STREAM_CLOSED)
@@ -562,7 +436,7 @@ class H2Connection(asyncio.Protocol):
         length = len(payload)
         if flags & PADDED:
             if not length or payload[0] >= length:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "padding")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding")
             payload = payload[1 : length - payload[0]]
         if stream is not None:
             if not payload and not flags & END_STREAM:
@@ -570,10 +444,10 @@ class H2Connection(asyncio.Protocol):
             self._data(stream, flags, payload, length)
             return
         if stream_id == 0 or stream_id > self._last_id or not stream_id & 1:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "data on an idle stream")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "data on an idle stream")
         self._recv_window -= length
         if self._recv_window < 0:
-            raise _ConnectionError(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
+            raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "connection window exceeded")
         self.credit(length)
         if stream_id in self._reset_here:
             self._count_idle() if length == 0 else None
@@ -582,9 +456,9 @@ class H2Connection(asyncio.Protocol):
 
     def _headers(self, stream_id: int, flags: int, payload: bytes) -> None:
         if not stream_id & 1:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "stream id")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "stream id")
         if flags & (PADDED | WITH_PRIORITY):
-            payload = self._strip_headers(stream_id, flags, payload)
+            payload = strip_headers(stream_id, flags, payload)
         if flags & END_HEADERS:
             self._block(stream_id, flags, payload)
         else:
@@ -593,36 +467,17 @@ class H2Connection(asyncio.Protocol):
             self._open_flags = flags
             self._continuations = 0
 
-    def _strip_headers(self, stream_id: int, flags: int, payload: bytes) -> bytes:
-        """HEADERS without padding and the priority fields nobody uses any more."""
-        end = len(payload)
-        at = 0
-        if flags & PADDED:
-            if not payload:
-                raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "padding")
-            at = 1
-            end -= payload[0]
-        if flags & WITH_PRIORITY:
-            if len(payload) < at + 5:
-                raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "priority")
-            if int.from_bytes(payload[at : at + 4], "big") & MAX_STREAM_ID == stream_id:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "stream depends on itself")
-            at += 5
-        if end < at:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "padding")
-        return payload[at:end]
-
     def _continuation(self, stream_id: int, flags: int, payload: bytes) -> None:
         block = self._open_block
         if block is None or stream_id != self._open_id:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "continuation")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "continuation")
         self._continuations += 1
         block += payload
         limits = self.limits
         if self._continuations > limits.continuation_frames or len(block) > (
             limits.header_block_bytes
         ):
-            raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "header block too large")
         if flags & END_HEADERS:
             self._open_block = None
             self._block(stream_id, self._open_flags, bytes(block))
@@ -634,10 +489,14 @@ class H2Connection(asyncio.Protocol):
             self._late_block(stream_id, block, end)
             return
         self.ping_strikes = 0
-        head = self._heads.get(block)
+        head = self._heads.remembered.get(block)
         if head is None:
-            head = self._decode_head(stream_id, block)
-            if head is None:
+            try:
+                head = self._heads.read(block)
+            except MalformedRequest:
+                self._last_id = stream_id
+                self._reset_here[stream_id] = None
+                self.broken(stream_id, ErrorCode.PROTOCOL_ERROR)
                 return
         self._last_id = stream_id
         if self._request_timer is not None:
@@ -666,49 +525,15 @@ class H2Connection(asyncio.Protocol):
         else:
             stream.opened()
 
-    def _decode_head(self, stream_id: int, block: bytes) -> RequestHead | GrpcHead | None:
-        """Decode, check and, when the bytes will mean the same next time, remember a head."""
-        decoder = self._decoder
-        before = decoder.generation
-        fields, size = self._decode(block)
-        try:
-            head = RequestHead(fields, size)
-        except MalformedRequest:
-            self._last_id = stream_id
-            self._reset_here[stream_id] = None
-            self.broken(stream_id, ErrorCode.PROTOCOL_ERROR)
-            return None
-        meaning: RequestHead | GrpcHead = head
-        if is_grpc(head.content_type):
-            meaning = GrpcHead(head, self.services, self.limits.header_list_bytes)
-        if decoder.generation != before:
-            self._heads.clear()
-        elif len(block) <= _REMEMBERED_BLOCK_BYTES:
-            if len(self._heads) >= _REMEMBERED_HEADS:
-                self._heads.clear()
-            self._heads[block] = meaning
-        return meaning
-
-    def _decode(self, block: bytes) -> tuple[list[tuple[bytes, bytes]], int]:
-        try:
-            return self._decoder.decode(block)
-        except HeaderBlockError as error:
-            raise _ConnectionError(ErrorCode.COMPRESSION_ERROR, "header block") from error
-        except HeaderListTooLarge as error:
-            raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "header list too large") from error
-
     def _late_block(self, stream_id: int, block: bytes, end: bool) -> None:
         """A header block on a stream that was already opened: trailers, or a mistake."""
-        before = self._decoder.generation
-        fields, _ = self._decode(block)
-        if self._decoder.generation != before:
-            self._heads.clear()
+        fields, _ = self._heads.fields(block)
         stream = self._streams.get(stream_id)
         if stream is None:
             if stream_id in self._reset_here:
                 self._count_idle()
                 return
-            raise _ConnectionError(ErrorCode.STREAM_CLOSED, "headers on a closed stream")
+            raise ConnectionFault(ErrorCode.STREAM_CLOSED, "headers on a closed stream")
         if not stream.remote_open:
             self.broken(stream_id, ErrorCode.STREAM_CLOSED)
             return
@@ -724,21 +549,21 @@ class H2Connection(asyncio.Protocol):
 
     def _window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "window update")
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "window update")
         increment = int.from_bytes(payload, "big") & MAX_WINDOW
         if stream_id == 0:
             if increment == 0:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "window update of 0")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "window update of 0")
             self.send_window += increment
             if self.send_window > MAX_WINDOW:
-                raise _ConnectionError(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
+                raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "window too large")
             if self._blocked:
                 self._pump()
             return
         stream = self._streams.get(stream_id)
         if stream is None:
             if stream_id > self._last_id:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "window update, idle stream")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "window update, idle stream")
             return
         if increment == 0:
             self.broken(stream_id, ErrorCode.PROTOCOL_ERROR)
@@ -759,29 +584,29 @@ class H2Connection(asyncio.Protocol):
             self._continuation(stream_id, flags, payload)
         elif kind == GOAWAY:
             if stream_id:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "goaway on a stream")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "goaway on a stream")
             # The peer opens nothing more; what it has open is finished.
             self._refuse_above = min(self._refuse_above, self._last_id)
             if not self._streams:
                 self._close()
         elif kind == PRIORITY:
             if stream_id == 0:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "priority of the connection")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "priority of the connection")
             if len(payload) != 5:
                 self.broken(stream_id, ErrorCode.FRAME_SIZE_ERROR)
             elif int.from_bytes(payload[:4], "big") & MAX_STREAM_ID == stream_id:
                 self.broken(stream_id, ErrorCode.PROTOCOL_ERROR)
             self._count_idle()
         elif kind == PUSH_PROMISE:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "push from a client")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "push from a client")
         else:
             self._count_idle()
 
     def _peer_reset(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:
-            raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "rst_stream")
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "rst_stream")
         if stream_id == 0 or stream_id > self._last_id:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "reset of an idle stream")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "reset of an idle stream")
         stream = self._streams.get(stream_id)
         if stream is None:
             self._count_idle()
@@ -794,9 +619,9 @@ class H2Connection(asyncio.Protocol):
 
     def _ping(self, stream_id: int, flags: int, payload: bytes) -> None:
         if stream_id:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "ping on a stream")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "ping on a stream")
         if len(payload) != 8:
-            raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "ping")
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "ping")
         if flags & ACK:
             if payload == _DRAIN_PING and self._draining:
                 self._last_call()
@@ -807,33 +632,33 @@ class H2Connection(asyncio.Protocol):
         self._ping_at = now
         if self.ping_strikes > self.limits.pings:
             # The words grpc clients look for to ping less often.
-            raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too_many_pings")
         self.write(frame(PING, ACK, 0, payload))
 
     def _settings(self, stream_id: int, flags: int, payload: bytes) -> None:
         if stream_id:
-            raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "settings on a stream")
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "settings on a stream")
         if flags & ACK:
             if payload:
-                raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "settings ack")
+                raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "settings ack")
             self._count_idle()
             return
         if len(payload) % 6:
-            raise _ConnectionError(ErrorCode.FRAME_SIZE_ERROR, "settings")
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "settings")
         if not self._settings_seen.take(self.loop.time()):
-            raise _ConnectionError(ErrorCode.ENHANCE_YOUR_CALM, "too many settings")
+            raise ConnectionFault(ErrorCode.ENHANCE_YOUR_CALM, "too many settings")
         window = self.peer_window
         for key, value in setting.iter_unpack(payload):
             if key == SETTINGS_INITIAL_WINDOW_SIZE:
                 if value > MAX_WINDOW:
-                    raise _ConnectionError(ErrorCode.FLOW_CONTROL_ERROR, "initial window")
+                    raise ConnectionFault(ErrorCode.FLOW_CONTROL_ERROR, "initial window")
                 window = value
             elif key == SETTINGS_MAX_FRAME_SIZE:
                 if not FRAME_BYTES <= value <= 0xFFFFFF:
-                    raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "max frame size")
+                    raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "max frame size")
                 # Larger frames would only make one stream's turn longer.
             elif key == SETTINGS_ENABLE_PUSH and value > 1:
-                raise _ConnectionError(ErrorCode.PROTOCOL_ERROR, "enable push")
+                raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "enable push")
         self._settled = True
         self.write(frame(SETTINGS, ACK, 0))
         if window != self.peer_window:
@@ -843,7 +668,7 @@ class H2Connection(asyncio.Protocol):
                 try:
                     stream.widen(change)
                 except OverflowError as error:
-                    raise _ConnectionError(
+                    raise ConnectionFault(
                         ErrorCode.FLOW_CONTROL_ERROR, "window too large"
                     ) from error
 

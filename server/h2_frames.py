@@ -86,6 +86,15 @@ def settings(values: dict[int, int]) -> bytes:
     return frame(SETTINGS, 0, 0, b"".join(setting.pack(key, v) for key, v in values.items()))
 
 
+class ConnectionFault(Exception):
+    """A rule of the connection was broken: GOAWAY with this code, and the end."""
+
+    def __init__(self, code: ErrorCode, why: str) -> None:
+        super().__init__(why)
+        self.code = code
+        self.why = why
+
+
 class MalformedRequest(Exception):
     """RFC 9113 section 8.1.1: answered with RST_STREAM(PROTOCOL_ERROR)."""
 
@@ -156,3 +165,23 @@ def check_trailers(fields: list[Field]) -> None:
     for name, value in fields:
         if not NAME.fullmatch(name) or name in _CONNECTION_FIELDS or BAD_VALUE.search(value):
             raise MalformedRequest("trailer")
+
+
+def strip_headers(stream_id: int, flags: int, payload: bytes) -> bytes:
+    """HEADERS without padding and the priority fields nobody uses any more."""
+    end = len(payload)
+    at = 0
+    if flags & PADDED:
+        if not payload:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "padding")
+        at = 1
+        end -= payload[0]
+    if flags & WITH_PRIORITY:
+        if len(payload) < at + 5:
+            raise ConnectionFault(ErrorCode.FRAME_SIZE_ERROR, "priority")
+        if int.from_bytes(payload[at : at + 4], "big") & MAX_STREAM_ID == stream_id:
+            raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "stream depends on itself")
+        at += 5
+    if end < at:
+        raise ConnectionFault(ErrorCode.PROTOCOL_ERROR, "padding")
+    return payload[at:end]
