@@ -63,7 +63,7 @@ class Transport(ABC):
         """Execute with these bytes as the request."""
 
     @abstractmethod
-    async def hang_up(self) -> None:  # noqa: B027 - for most there is nothing to do
+    async def hang_up(self) -> None:
         """Go away after a call was cancelled, where cancelling alone does not tell the server."""
 
     @abstractmethod
