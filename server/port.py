@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import resource
 import socket
 import ssl
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -32,6 +34,7 @@ _BACKLOG = 4096
 _COMPLAINT_SECONDS = 60.0
 _CLOSE_SECONDS = 1.0
 _ARRIVAL_SECONDS = 0.1
+_DESCRIPTORS_PER_SPLICE = 3
 _SETTINGS_ACK = frame(SETTINGS, ACK, 0)
 
 
@@ -132,6 +135,12 @@ class Port:
         self._joining: set[asyncio.Task[None]] = set()
         self._complained_at = -_COMPLAINT_SECONDS
         self._draining = False
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._most_splices = (
+            sys.maxsize
+            if descriptors == resource.RLIM_INFINITY
+            else descriptors // (2 * _DESCRIPTORS_PER_SPLICE)
+        )
 
     @property
     def scheme(self) -> str:
@@ -141,6 +150,15 @@ class Port:
     def connections(self) -> int:
         """Open ones, as far as a peer's are counted."""
         return sum(self._peers.values())
+
+    @property
+    def may_splice(self) -> bool:
+        """Whether one more gRPC connection may go to grpc.aio.
+
+        A spliced one takes three descriptors. Beyond half of what the process may open, further
+        ones are terminated here, which takes one and is the same to the caller.
+        """
+        return not self.terminates_grpc and len(self.splices) < self._most_splices
 
     async def start(self, sock: socket.socket) -> None:
         """Serve on a bound socket (`bind`), which is the port's from now on.
@@ -396,7 +414,7 @@ class _Arrival(asyncio.Protocol):
         port.arrivals.discard(self)
         self._sniffer = None
         opening = bytes(sniffer.held)
-        if choice is Choice.GRPC and not port.terminates_grpc:
+        if choice is Choice.GRPC and port.may_splice:
             self.transport.pause_reading()
             port.to_grpcio(self, opening, greeted=sniffer.greeted)
             return

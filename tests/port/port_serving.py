@@ -278,7 +278,7 @@ def main(what: str, host: str, port: str, *more: str) -> int:
     return run_worker(
         functools.partial(
             _worker,
-            options.get("edge", "grpcio"),
+            options.get("edge", "grpcio"),  # type: ignore[arg-type]
             options.get("failure", ""),
         ),
         host=host,

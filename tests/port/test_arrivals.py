@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import resource
 from collections.abc import AsyncIterator
 
 import pytest
@@ -328,3 +330,17 @@ async def test_nothing_is_left_when_all_clients_are_gone(served: Served) -> None
             await asyncio.sleep(0.01)
     if port.grpcio is not None:
         assert not port.grpcio.names.addresses
+
+
+async def test_grpc_is_served_when_descriptors_for_splices_run_out() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+    try:
+        async with serve() as served, contextlib.AsyncExitStack() as stack:
+            for _ in range(105):
+                channel = await stack.enter_async_context(served.channel())
+                await call(channel, "Echo", Packet())
+            assert len(served.port.splices) == 100
+            assert len(served.port.h2) == 5
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -61,7 +61,7 @@ async def test_failure_carries_its_details(served: Served) -> None:
 async def test_malformed_bytes_are_the_callers_fault(served: Served) -> None:
     async with served.channel() as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await channel.unary_unary(f"/{SERVICE}/Echo")(b"\xff" * 20, timeout=5)  # type: ignore[arg-type]  # type: ignore[arg-type]
+            await channel.unary_unary(f"/{SERVICE}/Echo")(b"\xff" * 20, timeout=5)  # type: ignore[arg-type]
     assert raised.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "DecodeError" not in (raised.value.details() or "")
 
@@ -70,7 +70,7 @@ async def test_malformed_bytes_are_the_callers_fault(served: Served) -> None:
 async def test_unknown_method_is_unimplemented(served: Served, path: str) -> None:
     async with served.channel() as channel:
         with pytest.raises(grpc.aio.AioRpcError) as raised:
-            await channel.unary_unary(path)(b"", timeout=5)  # type: ignore[arg-type]  # type: ignore[arg-type]
+            await channel.unary_unary(path)(b"", timeout=5)  # type: ignore[arg-type]
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
