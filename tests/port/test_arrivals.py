@@ -12,7 +12,7 @@ import pytest
 from hpack import Decoder, Encoder
 
 from lakemesh.server import h2_frames as h2
-from lakemesh.server.port import PortLimits
+from lakemesh.server.port import PortLimits, bind
 from tests.port.port_serving import SERVICE, Packet, Served, call, serve
 
 SHORT = PortLimits(
@@ -334,13 +334,17 @@ async def test_nothing_is_left_when_all_clients_are_gone(served: Served) -> None
 
 async def test_grpc_is_served_when_descriptors_for_splices_run_out() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
-    try:
-        async with serve() as served, contextlib.AsyncExitStack() as stack:
-            for _ in range(105):
-                channel = await stack.enter_async_context(served.channel())
-                await call(channel, "Echo", Packet())
-            assert len(served.port.splices) == 100
-            assert len(served.port.h2) == 5
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    async with contextlib.AsyncExitStack() as stack:
+        # The port reads the limit when it is made; the test itself needs more than that.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+        try:
+            served = Served()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await served.port.start(bind("127.0.0.1", 0))
+        stack.push_async_callback(served.port.close)
+        for _ in range(105):
+            channel = await stack.enter_async_context(served.channel())
+            await call(channel, "Echo", Packet())
+        assert len(served.port.splices) == 100
+        assert len(served.port.h2) == 5
