@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.rounds import Measured
-from benchmarks.rows import COMPARISONS, MLFLOW_TIMES, NOISE, TWO_WORKERS, Row
+from benchmarks.rows import COMPARISONS, MLFLOW_TIMES, TWO_WORKERS, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class Figure:
 
 
 def at_most(what: str, value: float, goal: float, unit: str = "", note: str = "") -> Figure:
-    met = value <= goal * (1 + NOISE)
+    met = value <= goal
     return Figure(what, value, unit, f"at most {goal:g}{_spaced(unit)}", met, note)
 
 
 def at_least(what: str, value: float, goal: float, unit: str = "", note: str = "") -> Figure:
-    met = value >= goal * (1 - NOISE)
+    met = value >= goal
     return Figure(what, value, unit, f"at least {goal:g}{_spaced(unit)}", met, note)
 
 
@@ -53,7 +53,7 @@ def call_table(rows: Sequence[Row], measured: Measured) -> list[str]:
             ratio = cpu_ratio(measured, row.key, row.against, concurrency)
             met = ""
             if row.goal is not None and ratio is not None:
-                met = _met(ratio <= row.goal * (1 + NOISE))
+                met = _met(ratio <= row.goal)
             later = measured.later_us.get(row.server)
             table.append(
                 (

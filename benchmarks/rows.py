@@ -12,8 +12,6 @@ from benchmarks.processes import ServerProcess, lakemesh, python_module
 
 REST = "/api/execute"
 OFF = {"TELEMETRY_ENABLED": "false"}
-NOISE = 0.03
-"""Ratios this near to a goal count as reaching it: rounds of one server differ by as much."""
 
 
 @dataclass(frozen=True, slots=True)
