@@ -11,7 +11,12 @@ import uvloop
 from tests.port.port_serving import Served, serve
 
 
-def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories(
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    if item.path.name == "test_lifecycle.py":
+        # It starts programs, and uvloop does so by a fork, which may hang where grpc has threads.
+        return {"asyncio": asyncio.new_event_loop}
     return {"uvloop": uvloop.new_event_loop}
 
 
