@@ -30,7 +30,8 @@ async def test_servicer_sees_the_caller_and_not_the_splice(served: Served) -> No
     assert int(port) != served.port.port
     assert known["transport"] == "grpc"
     assert ["a", "b"] in known["metadata"]
-    assert 0 < known["remaining"] <= 5
+    # The loop's clock is read once a turn, so a busy turn shows as some time more.
+    assert 0 < known["remaining"] <= 5.5
 
 
 async def test_two_callers_are_told_apart(served: Served) -> None:
