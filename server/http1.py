@@ -154,6 +154,60 @@ class _Answered:
                 _log.info("answer cut off", extra={"path": scope["path"], "why": reason})
 
 
+class _HeadWithBody:
+    """A transport that sends an answer's head together with what follows it.
+
+    uvicorn writes the two one after the other: two system calls and two packets for each answer,
+    a fifth of the CPU of a small one (measured). A head that nothing follows in the same turn of
+    the loop goes alone at the turn's end.
+    """
+
+    __slots__ = (
+        "_head",
+        "_loop",
+        "_transport",
+        "abort",
+        "is_closing",
+        "pause_reading",
+        "resume_reading",
+    )
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._head = b""
+        self.is_closing = transport.is_closing
+        self.pause_reading = transport.pause_reading
+        self.resume_reading = transport.resume_reading
+        self.abort = transport.abort
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data = self._head + data
+            self._head = b""
+        elif data.startswith(b"HTTP/1.1 "):
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class Http1Connection(HttpToolsProtocol):
     """uvicorn's connection with bounds: on a head's size and time, and on a body's pace.
 
@@ -177,6 +231,9 @@ class Http1Connection(HttpToolsProtocol):
         self._refused = False
         self._body_seconds = 0.0
         self._body_bytes = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(_HeadWithBody(transport, self.loop))  # type: ignore[arg-type]
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._unwatch()
