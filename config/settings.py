@@ -86,6 +86,13 @@ class Settings:
         settings._check({name: source for name, (_, source) in given.items()})
         return settings
 
+    @property
+    def memory_dsn(self) -> str | None:
+        """The outside Postgres to use, "" when libpq's own variables say which; None: embedded."""
+        if self.postgres_dsn:
+            return self.postgres_dsn
+        return "" if self.postgres_host else None
+
     def _check(self, sources: Mapping[str, str]) -> None:
         def refuse(name: str, why: str) -> SettingError:
             source = sources.get(name, name)

@@ -33,13 +33,6 @@ _TELEMETRY_SECONDS = 2.0
 """What the last flush may take; what is not in Delta by then stays in the spool for the next."""
 
 
-def memory_dsn(settings: Settings) -> str | None:
-    """The outside Postgres to use, "" when libpq's own variables say which; None: embedded."""
-    if settings.postgres_dsn:
-        return settings.postgres_dsn
-    return "" if settings.postgres_host else None
-
-
 class Composition:
     """One worker, built and running but for its port, which the lifecycle starts."""
 
@@ -130,7 +123,7 @@ async def compose(settings: Settings) -> Composition:
         raise StartFailed(f"data directory {settings.data_dir}: {error}", EXIT_USAGE) from None
     memory: ManagedMemory | None = None
     try:
-        memory = await open_memory(settings.data_dir, memory_dsn(settings))
+        memory = await open_memory(settings.data_dir, settings.memory_dsn)
         return _assemble(settings, registry, memory, telemetry, tls or None)
     except BaseException:
         # Half a start leaves nothing running.

@@ -16,8 +16,7 @@ from typing import Any
 from lakemesh.config.settings import SettingError, Settings
 from lakemesh.memory.embedded_postgres import EmbeddedPostgres
 from lakemesh.memory.errors import MemoryUnavailable
-from lakemesh.server.composition import compose, memory_dsn
-from lakemesh.server.lifecycle import EXIT_USAGE, Grace, run_worker
+from lakemesh.server.lifecycle import EXIT_USAGE, Grace, Worker, run_worker
 from lakemesh.server.logs import configure_logs
 from lakemesh.server.supervisor import supervise
 
@@ -48,9 +47,16 @@ def serve(settings: Settings) -> int:
         )
 
 
+async def _build(settings: Settings) -> Worker:
+    # Imported when the port is bound: a taken one is then told within half a second, not two.
+    from lakemesh.server.composition import compose
+
+    return await compose(settings)
+
+
 def _work(settings: Settings) -> int:
     return run_worker(
-        functools.partial(compose, settings),
+        functools.partial(_build, settings),
         host=settings.host,
         port=settings.port,
         grace=Grace(total=settings.drain_seconds),
@@ -74,7 +80,7 @@ def _load(text: str, host: str, port: str) -> Settings:
 @contextmanager
 def _embedded_postgres(settings: Settings) -> Iterator[None]:
     """The database the workers share, owned by the supervisor: it outlives every worker's drain."""
-    if memory_dsn(settings) is not None:
+    if settings.memory_dsn is not None:
         yield
         return
     server = EmbeddedPostgres(settings.data_dir)

@@ -34,14 +34,16 @@ CASES = (
 @pytest.mark.parametrize("case", CASES)
 async def test_go_interop_case(programs: Path, served_port: int, case: str) -> None:
     command = [
-        programs / "client",
+        str(programs / "client"),
         "--server_host=127.0.0.1",
         f"--server_port={served_port}",
         f"--test_case={case}",
     ]
     # Not uvloop's subprocess: it forks with Python's and grpc's fork handlers, and the child hangs
     # once in some hundred times. subprocess starts programs by vfork.
-    done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, timeout=30, check=False
-    )
+
+    def run() -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+    done = await asyncio.to_thread(run)
     assert done.returncode == 0, done.stdout + done.stderr

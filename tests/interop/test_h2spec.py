@@ -21,11 +21,14 @@ EXPLAINED: dict[str, str] = {}
 
 
 async def _run(program: Path, port: int, report: Path, *options: str) -> ElementTree.Element:
-    command = [program, "-h", "127.0.0.1", "-p", str(port), "-o", "2", "-j", report, *options]
+    address = ["-h", "127.0.0.1", "-p", str(port), "-o", "2", "-j", str(report)]
+    command = [str(program), *address, *options]
+
+    def run() -> None:
+        subprocess.run(command, stdout=subprocess.DEVNULL, timeout=120, check=False)
+
     # Not uvloop's subprocess, which forks: see test_go_client.py.
-    await asyncio.to_thread(
-        subprocess.run, command, stdout=subprocess.DEVNULL, timeout=120, check=False
-    )
+    await asyncio.to_thread(run)
     return ElementTree.fromstring(report.read_text())  # noqa: S314
 
 
