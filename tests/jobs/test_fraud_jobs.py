@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -101,5 +102,10 @@ async def test_the_demonstration_scores_through_a_running_server_and_shows_its_s
     assert "requests/s" in text
     assert "the most suspicious payments" in text
     assert "lakemesh sql" in text
-    assert "fraud_detector" in text.split("lakemesh sql")[-1]
+    calls, figures = text.split("lakemesh sql")[1:]
+    assert "fraud_detector" in calls
+    printed = re.search(r"average precision +(\d\.\d+)", text)
+    assert printed is not None
+    stored = [float(number) for number in re.findall(r"\d\.\d+", figures)]
+    assert any(abs(number - float(printed[1])) < 0.001 for number in stored)
     assert "found no memories" not in text
