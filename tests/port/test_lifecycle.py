@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
@@ -24,24 +25,22 @@ GET = b"GET %b HTTP/1.1\r\nhost: a\r\n\r\n"
 
 
 class Program:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: subprocess.Popen[str]) -> None:
         self.process = process
         self.port = 0
 
     async def ready(self) -> str:
         assert self.process.stdout is not None
         async with asyncio.timeout(10):
-            line = (await self.process.stdout.readline()).decode()
+            line = await asyncio.to_thread(self.process.stdout.readline)
         assert line.startswith("lakemesh ready on http://127.0.0.1:"), line
         self.port = int(line.split(":")[2].split()[0])
         return line
 
     async def end(self) -> tuple[int, str]:
         """Exit code and what it wrote to stderr."""
-        assert self.process.stderr is not None
-        async with asyncio.timeout(10):
-            said = (await self.process.stderr.read()).decode()
-            return await self.process.wait(), said
+        _, said = await asyncio.to_thread(self.process.communicate, timeout=10)
+        return self.process.returncode, said
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -57,19 +56,20 @@ class Program:
 
 @contextlib.asynccontextmanager
 async def program(*arguments: str) -> AsyncIterator[Program]:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        str(PROGRAM),
-        *arguments,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
+    # subprocess uses vfork. uvloop's own way forks, and grpc's fork handlers, which then run in
+    # this process full of its threads, now and then never come back (seen with grpcio 1.85).
+    process = subprocess.Popen(  # noqa: ASYNC220  # returns at once
+        [sys.executable, str(PROGRAM), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         yield Program(process)
     finally:
-        if process.returncode is None:
+        if process.poll() is None:
             process.kill()
-            await process.wait()
+        process.communicate()
 
 
 @pytest.mark.parametrize("edge", ["grpcio", "h2"])
