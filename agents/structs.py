@@ -43,7 +43,7 @@ def _object(struct: struct_pb2.Struct, path: str, depth: int) -> dict[str, Any]:
         raise NotCarryable(path, f"nested more than {MAX_DEPTH} deep")
     found: dict[str, Any] = {}
     fields = struct.fields
-    # Not .items(): upb's map has it from collections.abc, in Python and twice as slow.
+    # Not .items(): upb's map has it from collections.abc, which runs in Python.
     for key in fields:
         value = fields[key]
         kind = value.WhichOneof("kind")

@@ -157,9 +157,9 @@ class _Answered:
 class _HeadWithBody:
     """A transport that sends an answer's head together with what follows it.
 
-    uvicorn writes the two one after the other: two system calls and two packets for each answer,
-    a fifth of the CPU of a small one (measured). A head that nothing follows in the same turn of
-    the loop goes alone at the turn's end.
+    uvicorn writes the two one after the other: two system calls and two packets for each answer.
+    Both together were 18 % of a server's samples under small calls (py-spy).
+    A head that nothing follows in the same turn of the loop goes alone at the turn's end.
     """
 
     __slots__ = (

@@ -171,7 +171,7 @@ class Pipeline:
 class _Work:
     """One call at work: counted, identified, traced; whatever ends it becomes its status.
 
-    A class and not @contextmanager: it is entered for every call, and a generator costs 2 us more.
+    A class and not @contextmanager: it is entered for every call, and needs no generator to run.
     """
 
     __slots__ = ("_call", "_counted", "_pipeline", "_scope")

@@ -39,8 +39,8 @@ async def test_go_interop_case(programs: Path, served_port: int, case: str) -> N
         f"--server_port={served_port}",
         f"--test_case={case}",
     ]
-    # Not uvloop's subprocess: it forks with Python's and grpc's fork handlers, and the child hangs
-    # once in some hundred times. subprocess starts programs by vfork.
+    # Not uvloop's subprocess: it forks with Python's and grpc's fork handlers, and a child was
+    # seen to spin for ever. subprocess starts programs by vfork.
 
     def run() -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
